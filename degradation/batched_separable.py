@@ -1,0 +1,94 @@
+"""Blurs and resizes as pairs of matrices (rows, columns), so that a batch of different ones is one
+matrix product: out = A · X · Bᵀ. Borders are part of the matrices. Needs torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from degradation.batched_borders import mirror
+
+
+def apply_separable(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """(n, 3, H, W) by (n, h, H) and (n, w, W) → (n, 3, h, w)."""
+    return rows[:, None] @ images @ columns[:, None].transpose(-1, -2)
+
+
+def gaussian_taps(sigma: Tensor, size: Tensor, centre: Tensor, width: int) -> Tensor:
+    """(n, width) normalised Gaussians, zero outside the middle ``size`` taps; float64 arithmetic."""
+    offsets = torch.arange(width, device=sigma.device) - width // 2
+    exponent = -0.5 * ((offsets - centre[:, None]) / sigma.clamp(min=1e-6)[:, None]) ** 2
+    exponent = exponent.masked_fill(offsets.abs() > (size // 2)[:, None], -torch.inf)
+    taps = torch.exp(exponent - exponent.amax(dim=1, keepdim=True))
+    return (taps / taps.sum(dim=1, keepdim=True)).float()
+
+
+def blur_matrix(taps: Tensor, sizes: Sequence[int], start: int = 0, stride: int = 1) -> Tensor:
+    """(n, K) taps → (n, out, in): output i is centred on input start + stride · i, mirrored borders.
+
+    ``sizes`` are the n input sizes; out and in are those of the largest.
+    """
+    largest = max(sizes)
+    centres = start + stride * torch.arange(largest // stride, device=taps.device)
+    offsets = torch.arange(taps.shape[1], device=taps.device) - taps.shape[1] // 2
+    index = mirror((centres[:, None] + offsets)[None], torch.tensor(sizes, device=taps.device)[:, None, None])
+    return _scatter(index, taps[:, None].expand(-1, len(centres), -1), largest)
+
+
+def resize_matrix(old: Sequence[int], new: Sequence[int], method: str, device: torch.device) -> Tensor:
+    """(n, max new, max old): each resize from old[i] to new[i] pixels as degradation.resize does it.
+
+    ``method`` is linear, cubic, bicubic, area, or area-up (how OpenCV enlarges with area).
+    """
+    old_size = torch.tensor(old, device=device)[:, None, None]
+    ratio = old_size / torch.tensor(new, device=device, dtype=torch.float64)[:, None, None]
+    i = torch.arange(max(new), device=device)[None, :, None]
+    if method == "area":
+        return _area(i, ratio, max(old))
+    centre = (i + 0.5) * ratio - 0.5
+    if method == "bicubic":
+        return _antialiased(centre, ratio, old_size, max(old))
+    if method == "area-up":
+        first = torch.floor(i * ratio)
+        part = (i + 1) - (first + 1) / ratio
+        part = torch.where(part <= 0, 0, part - torch.floor(part))
+        weights = torch.cat([1 - part, part], dim=-1)
+        index = first.long() + torch.arange(2, device=device)
+    else:
+        taps = torch.arange(2, device=device) if method == "linear" else torch.arange(-1, 3, device=device)
+        index = torch.floor(centre).long() + taps
+        distance = (centre - index).abs()
+        weights = 1 - distance if method == "linear" else _cubic(distance, -0.75)
+    index = torch.minimum(index.clamp(min=0), old_size - 1)
+    return _scatter(index, weights.float(), max(old))
+
+
+def _scatter(index: Tensor, weights: Tensor, width: int) -> Tensor:
+    """(n, out, K) input indices and weights → dense (n, out, width)."""
+    dense = torch.zeros(*index.shape[:2], width, device=weights.device, dtype=weights.dtype)
+    return dense.scatter_add_(2, index.expand(weights.shape), weights)
+
+
+def _area(i: Tensor, ratio: Tensor, width: int) -> Tensor:
+    """Each output pixel averages the input that it covers."""
+    j = torch.arange(width, device=i.device)
+    covered = torch.minimum((i + 1) * ratio, (j + 1).double()) - torch.maximum(i * ratio, j.double())
+    return (covered.clamp(min=0) / ratio).float()
+
+
+def _antialiased(centre: Tensor, ratio: Tensor, old_size: Tensor, width: int) -> Tensor:
+    """Cubic with a = −0.5, stretched when shrinking, normalised over the pixels that exist."""
+    stretch = ratio.clamp(min=1)
+    j = torch.arange(width, device=centre.device)
+    weights = _cubic(((j - centre) / stretch).abs(), -0.5) * (j < old_size)
+    return (weights / weights.sum(dim=-1, keepdim=True)).float()
+
+
+def _cubic(x: Tensor, a: float) -> Tensor:
+    """Keys' cubic convolution kernel at distances x ≥ 0."""
+    near = (a + 2) * x**3 - (a + 3) * x**2 + 1
+    far = a * (x**3 - 5 * x**2 + 8 * x - 4)
+    return torch.where(x <= 1, near, torch.where(x < 2, far, torch.zeros_like(x)))

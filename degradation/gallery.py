@@ -1,0 +1,91 @@
+"""From pictures and plans to the records and sections of which a sheet is made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from degradation.apply import apply_plan, apply_step
+from degradation.draw import sample_plan
+from degradation.plan import Plan, Step
+from degradation.presets import Preset
+from degradation.records import Record, choose_source, cut, read_records, reopen
+from degradation.resize import resize
+from degradation.sheet import Panel, Section
+
+Gallery = tuple[list[Record], list[Section]]
+
+
+def draw_gallery(
+    paths: Sequence[Path], preset: Preset, scale: int, n: int, seed: int, crop: int, max_side: int
+) -> Gallery:
+    """``n`` new plans for each picture: plan i of picture j from the generator seeded [seed, j, i].
+
+    Raises ValueError for pictures that cannot be read and whatever ``sample_plan`` refuses.
+    """
+    records, sections = [], []
+    for j, path in enumerate(paths):
+        source, whole = choose_source(path, (crop, crop), max_side, multiple=scale)
+        rngs = (np.random.default_rng([seed, j, i]) for i in range(n))
+        plans = [sample_plan(rng, preset, scale, (source.box[2], source.box[3])) for rng in rngs]
+        records.append(Record(source, tuple(plans)))
+        sections.append(_section(records[-1], whole))
+    return records, sections
+
+
+def apply_by_hand(paths: Sequence[Path], steps: tuple[Step, ...], crop: int, max_side: int) -> Gallery:
+    """The steps, one after the other, applied to each picture. Raises ValueError as they do."""
+    records, sections = [], []
+    for path in paths:
+        source, whole = choose_source(path, (crop, crop), max_side)
+        records.append(Record(source, by_hand=steps))
+        sections.append(_section(records[-1], whole))
+    return records, sections
+
+
+def replay_gallery(file: Path, instead: Sequence[Path]) -> Gallery:
+    """The plans in a file, on its own pictures, or on others ``instead``, as many as it has.
+
+    Raises ValueError for another number of pictures, pictures too small, missing or changed.
+    """
+    records = read_records(file)
+    if instead and len(instead) != len(records):
+        raise ValueError(f"{file} has plans for {len(records)} pictures, but {len(instead)} are named")
+    sections = []
+    for j, record in enumerate(records):
+        if instead:
+            size = record.source.box[2:]
+            source, whole = choose_source(instead[j], size, record.source.max_side)
+            if source.box[2:] != size:
+                raise ValueError(f"{instead[j]}: smaller than the {size[1]} × {size[0]} pixels of the plans")
+            if source.sha256 == record.source.sha256:
+                source = replace(source, box=record.source.box)
+            records[j] = replace(record, source=source)
+        else:
+            whole = reopen(record.source, file.parent)
+        sections.append(_section(records[j], whole))
+    return records, sections
+
+
+def _section(record: Record, whole: np.ndarray) -> Section:
+    source, image = record.source, cut(whole, record.source.box)
+    panels = [Panel("Original", image)]
+    for count, step in enumerate(record.by_hand, start=1):
+        panels.append(Panel(f"After {count}", apply_step(panels[-1].image, step), (step,)))
+    if record.plans:
+        scale = record.plans[0].scale
+        low = resize(image, image.shape[0] // scale, image.shape[1] // scale)
+        panels.append(Panel("Bicubic", low, note="antialiased, and nothing else"))
+    panels += [_plan_panel(image, plan, number) for number, plan in enumerate(record.plans, start=1)]
+    about = f"{whole.shape[1]} × {whole.shape[0]} pixels"
+    if whole.shape[:2] != image.shape[:2]:
+        about += f"; the bright part, {image.shape[1]} × {image.shape[0]}, is shown below"
+    return Section(Path(source.path).name, about, whole, source.box, tuple(panels))
+
+
+def _plan_panel(image: np.ndarray, plan: Plan, number: int) -> Panel:
+    steps = (plan.sharpen, *plan.steps) if plan.sharpen else plan.steps
+    return Panel(f"{plan.preset} {number}", apply_plan(image, plan), steps)

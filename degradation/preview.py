@@ -1,0 +1,199 @@
+"""``python -m degradation.preview``: a sheet that shows what the degradation does to pictures."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import cv2
+import numpy as np
+import tyro
+
+from degradation.captions import parse_step
+from degradation.draw import sample_plan
+from degradation.gallery import Gallery, apply_by_hand, draw_gallery, replay_gallery
+from degradation.images import find_images
+from degradation.page import draw_page
+from degradation.presets import Preset, find_preset
+from degradation.records import write_bytes, write_records
+from degradation.sheet import draw_sheet
+from degradation.stats import draw_statistics
+
+_MOST_IMAGES = 48  # on one sheet
+
+
+@dataclass(frozen=True)
+class Options:
+    """Show what the degradation pipeline does to pictures: a contact sheet, with the plans beside it.
+
+    Examples:
+      python -m degradation.preview photo.jpg
+      python -m degradation.preview photos/ --preset bsr-light --n 4 --seed 7 --out light.png
+      python -m degradation.preview photo.jpg --op blur:sigma=2 --op jpeg:quality=30
+      python -m degradation.preview --replay photo-bsr.plans.json
+      python -m degradation.preview --stats 500 --preset bsr-plus
+    """
+
+    images: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """Pictures, and folders of pictures."""
+    preset: str = "bsr"
+    """bicubic, bsr-light, bsr, bsr-plus, or the JSON file of a preset of your own."""
+    n: int = 6
+    """How many degraded versions of each picture."""
+    seed: int = 0
+    """Plan i of picture j is drawn from the generator with the seed [seed, j, i]."""
+    scale: int = 4
+    """How many times smaller the pictures become."""
+    crop: int = 320
+    """Show this many pixels square, where there is most detail; 0 shows all of the picture."""
+    max_side: int = 1280
+    """Larger pictures are shrunk to this many pixels on their longer side first; 0 leaves them."""
+    out: Path | None = None
+    """The sheet: .png, .jpg or .webp. Default: PICTURE-PRESET.png in the current folder."""
+    plans: Path | None = None
+    """The plans. Default: beside the sheet, ending in .plans.json."""
+    replay: Path | None = None
+    """Repeat the plans in this file, on its pictures or on those named."""
+    op: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Instead of drawn plans, this operation by hand; repeat it for several in a row."""
+    stats: Annotated[int, tyro.conf.arg(metavar="N")] = 0
+    """Draw N plans and plot their distributions (without pictures: only that)."""
+    html: bool = False
+    """Also write a page, in one file, on which to flip between original and degraded."""
+    show_preset: bool = False
+    """Print the preset as JSON, to be changed and given back with --preset."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; returns its exit code. Every error is one line on stderr and the code 2."""
+    try:
+        options = _parse(sys.argv[1:] if arguments is None else arguments)
+        run(options)
+    except ValueError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(options: Options) -> None:
+    """Does what the options say, and prints the names of the files. Raises ValueError."""
+    preset = _load_preset(options.preset)
+    if options.show_preset:
+        print(preset.to_json())
+        return
+    _check(options)
+    out = options.out or Path(_default_name(options, preset))
+    _encode(out, np.zeros((8, 8, 3), np.uint8))  # a bad name fails before the work, not after it
+    with_pictures = bool(options.images or options.replay)
+    if options.stats:
+        rng = np.random.default_rng(options.seed)
+        plans = [sample_plan(rng, preset, options.scale, (256, 256)) for _ in range(options.stats)]
+        name = out.with_name(f"{out.stem}-stats{out.suffix}") if with_pictures else out
+        write_bytes(name, _encode(name, draw_statistics(plans, preset.name)))
+        print(f"statistics: {name}")
+    if not with_pictures:
+        return
+    records, sections = _make_gallery(options, preset)
+    heading, footer = _words(options, preset)
+    write_bytes(out, _encode(out, draw_sheet(sections, heading, footer)))
+    print(f"sheet: {out}")
+    plans_file = options.plans or out.with_suffix(".plans.json")
+    write_records(plans_file, records)
+    print(f"plans: {plans_file}")
+    if options.html:
+        page = out.with_suffix(".html")
+        write_bytes(page, draw_page(sections, heading).encode())
+        print(f"page: {page}")
+
+
+def _check(options: Options) -> None:
+    if not (options.images or options.replay or options.stats):
+        raise ValueError("no picture is named (python -m degradation.preview --help tells more)")
+    if options.replay and options.op:
+        raise ValueError("--replay and --op exclude each other")
+    if not 1 <= options.n <= 100:
+        raise ValueError(f"--n is in 1–100, got {options.n}")
+    if not 0 <= options.stats <= 1_000_000:
+        raise ValueError(f"--stats is in 0–1000000, got {options.stats}")
+    for name in ("crop", "max_side", "seed"):
+        if getattr(options, name) < 0:
+            raise ValueError(f"--{name.replace('_', '-')} is not negative, got {getattr(options, name)}")
+
+
+def _make_gallery(options: Options, preset: Preset) -> Gallery:
+    images = find_images(options.images)
+    if len(images) > _MOST_IMAGES:
+        print(
+            f"{len(images)} pictures; the sheet shows {_MOST_IMAGES} of them, evenly spaced", file=sys.stderr
+        )
+        images = [images[i * len(images) // _MOST_IMAGES] for i in range(_MOST_IMAGES)]
+    if options.replay:
+        return replay_gallery(options.replay, images)
+    if options.op:
+        steps = tuple(parse_step(text) for text in options.op)
+        return apply_by_hand(images, steps, options.crop, options.max_side)
+    return draw_gallery(
+        images, preset, options.scale, options.n, options.seed, options.crop, options.max_side
+    )
+
+
+def _words(options: Options, preset: Preset) -> tuple[str, str]:
+    """The sheet's heading and its last line."""
+    made_by = "Made by python -m degradation.preview. Small pictures are enlarged by repeating their pixels."
+    if options.replay:
+        return f"Degradation, repeated from {options.replay.name}", made_by
+    if options.op:
+        return "Degradation by hand", made_by
+    heading = f"Degradation: preset {preset.name}, scale {options.scale}, seed {options.seed}"
+    return heading, f"{made_by} Plan i of picture j is drawn with the seed [{options.seed}, j, i]."
+
+
+def _load_preset(name: str) -> Preset:
+    """A preset by its name, or from a JSON file."""
+    if not name.endswith(".json"):
+        return find_preset(name)
+    try:
+        return Preset.from_json(Path(name).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{name}: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _default_name(options: Options, preset: Preset) -> str:
+    if options.replay:
+        return f"{options.replay.name.removesuffix('.json').removesuffix('.plans')}-replay.png"
+    if not options.images:
+        return f"stats-{preset.name}.png"
+    one = len(options.images) == 1 and not options.images[0].is_dir()
+    return f"{options.images[0].stem if one else 'sheet'}-{'by-hand' if options.op else preset.name}.png"
+
+
+def _encode(path: Path, sheet: np.ndarray) -> bytes:
+    """The sheet as a file of the kind that the path's suffix names."""
+    if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise ValueError(f"{path}: a sheet is a .png, .jpg or .webp file")
+    _, data = cv2.imencode(path.suffix.lower(), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
+    return data.tobytes()
+
+
+def _parse(arguments: list[str]) -> Options:
+    """The command line as Options; tyro's boxed complaint becomes the message of a ValueError."""
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(Options, args=arguments, prog="python -m degradation.preview")
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+    inside = [line.strip("│ ") for line in complaint.getvalue().splitlines() if line.startswith("│")]
+    first = inside[: next((i for i, line in enumerate(inside) if line.startswith("─")), len(inside))]
+    raise ValueError(" ".join(first) or "the command line was not understood")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

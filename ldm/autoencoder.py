@@ -1,0 +1,125 @@
+"""The first stage: a KL autoencoder (Kingma and Welling, arXiv 1312.6114; Rombach et al., arXiv 2112.10752)."""
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from diffusers.models.attention_processor import AttnProcessor
+from torch import Tensor, nn
+
+from ldm.captions import Drawing
+from ldm.data import load_pack, place, sample_placement
+from ldm.load import resolve_device
+from ldm.models import build_autoencoder
+from sr3.loop import fit, generator
+
+if TYPE_CHECKING:
+    from ldm.train import AutoencoderConfig
+
+
+def to_tensor(pictures: np.ndarray) -> Tensor:
+    """uint8 RGB (N, H, W, 3) to float32 (N, 3, H, W) in [-1, 1]."""
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+
+def placed_batch(pictures: np.ndarray, records: list[Drawing], chosen: np.ndarray, key: tuple[int, ...]) -> np.ndarray:
+    """The chosen drawings, each placed by the generator of (*key, position): uint8 RGB (len(chosen), S, S, 3)."""
+    placed = []
+    for position, index in enumerate(chosen):
+        placement = sample_placement(np.random.default_rng([*key, position]), records[index])
+        placed.append(place(pictures[index], records[index], placement))
+    return np.stack(placed)
+
+
+def lower_bound(target: Tensor, output: Tensor, mean: Tensor, log_variance: Tensor) -> dict[str, Tensor]:
+    """The terms of the negative evidence lower bound in nats per picture, with a unit-scale Laplace decoder on
+    8-bit levels: `reconstruction` is E_q[-log p(x|z)] and `kl` is KL(q(z|x) || N(0, I)) (Kingma and Welling,
+    equation 10). Images (N, 3, H, W) in [-1, 1]."""
+    count = target.shape[0]
+    error = (output - target).abs().mean()
+    scale = error.detach().clamp(min=1e-4)  # the maximum-likelihood scale of the Laplace distribution
+    size = target[0].numel()
+    reconstruction = size * (error / scale + torch.log(2 * scale) - math.log(2 / 255))
+    kl = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).sum() / count
+    return {"absolute_error": error, "reconstruction": reconstruction, "kl": kl}
+
+
+class Autoencoding(nn.Module):
+    """One forward pass of training: images and the noise of the posterior to output, mean and log-variance."""
+
+    def __init__(self, autoencoder: AutoencoderKL) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+
+    def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        posterior = self.autoencoder.encode(images).latent_dist
+        latents = posterior.mean + posterior.std * noise
+        return self.autoencoder.decode(latents).sample, posterior.mean, posterior.logvar
+
+
+def gradients(images: Tensor) -> Tensor:
+    """Differences of neighbouring pixels along both axes, flattened: what makes edges sharp."""
+    across, down = images.diff(dim=-1), images.diff(dim=-2)
+    return torch.cat([across.flatten(1), down.flatten(1)], dim=1)
+
+
+def psnr(target: Tensor, output: Tensor) -> float:
+    """Mean PSNR in dB of images in [-1, 1], over the pictures."""
+    error = ((output.clamp(-1, 1) - target) ** 2).flatten(1).mean(1)
+    return float((10 * torch.log10(4 / error)).mean())
+
+
+@torch.no_grad()
+def encode_all(autoencoder: AutoencoderKL, placed: np.ndarray, batch: int = 256) -> Tensor:
+    """Mean latents, times the scaling factor, of uint8 RGB pictures (N, S, S, 3)."""
+    parameter = next(autoencoder.parameters())
+    chunks = []
+    for start in range(0, len(placed), batch):
+        images = to_tensor(placed[start : start + batch]).to(parameter.device)
+        with torch.autocast(parameter.device.type, torch.bfloat16):
+            chunks.append(autoencoder.encode(images).latent_dist.mean.float().cpu())
+    return torch.cat(chunks) * autoencoder.config.scaling_factor
+
+
+def train_autoencoder(config: "AutoencoderConfig") -> None:
+    """Train, and write OUT/vae with its scaling factor set so that latents have unit variance."""
+    pictures, records, _ = load_pack(config.pack)
+    seen = np.array([i for i, r in enumerate(records) if not r.held_out])
+    weights = np.array([2.0 if records[i].everyday else 1.0 for i in seen])
+    kept = np.array([i for i, r in enumerate(records) if r.held_out])[:256]
+    device = resolve_device(config.loop.device)
+    autoencoder = build_autoencoder(pictures.shape[1], config.latent_channels)
+    if config.init:
+        autoencoder = AutoencoderKL.from_pretrained(config.init, torch_dtype=torch.float32)
+    autoencoder.set_attn_processor(AttnProcessor())
+    model = Autoencoding(autoencoder).to(device)  # contiguous: group norm's backward is slow on channels-last
+    size = autoencoder.config.sample_size // 8
+    held_out = to_tensor(placed_batch(pictures, records, kept, (config.seed, 1)))
+
+    def loss(run: nn.Module, step: int, rows: slice) -> tuple[Tensor, dict[str, float]]:
+        rng = np.random.default_rng([config.seed, 0, step])
+        chosen = rng.choice(seen, config.loop.batch_size, p=weights / weights.sum())
+        images = to_tensor(placed_batch(pictures, records, chosen, (config.seed, 0, step))[rows]).to(device)
+        shape = (config.loop.batch_size, config.latent_channels, size, size)
+        noise = torch.randn(shape, generator=generator(config.seed, step))[rows].to(device)
+        with torch.autocast(device.type, torch.bfloat16):
+            output, mean, log_variance = run(images, noise)
+        terms = lower_bound(images, output.float(), mean.float(), log_variance.float())
+        edges = (gradients(output.float()) - gradients(images)).abs().mean()
+        value = terms["absolute_error"] + edges + config.kl_weight * terms["kl"] / mean[0].numel()
+        return value, {k: float(v.detach()) for k, v in terms.items()}
+
+    @torch.no_grad()
+    def on_save(step: int) -> dict[str, Tensor]:
+        means = encode_all(autoencoder, ((held_out.permute(0, 2, 3, 1) + 1) * 127.5).round().byte().numpy())
+        std = float((means / autoencoder.config.scaling_factor).std())
+        autoencoder.register_to_config(scaling_factor=round(1 / std, 4))
+        autoencoder.save_pretrained(config.out / "vae", max_shard_size="15MB")
+        output = autoencoder(held_out.to(device)).sample.float().cpu()
+        print(f"\nstep {step}: held-out PSNR {psnr(held_out, output):.2f} dB, latent std {std:.3f}", flush=True)
+        pairs = torch.cat([held_out[:16], output[:16].clamp(-1, 1)]).add(1).div(2)
+        return {"held_out": torch.cat([torch.cat(list(row), dim=2) for row in pairs.split(8)], dim=1)}
+
+    fit(model, loss, config.loop, config.out, on_save)

@@ -1,0 +1,218 @@
+"""Build the corpus of named drawings: `python -m ldm.corpus --pack drawings.safetensors`.
+
+Fetches eight sets of emoji drawings and their names as npm packages, renders them, and packs them as one
+safetensors file that `ldm.train` reads on any machine.
+"""
+
+import hashlib
+import io
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from ldm.captions import HUES, STYLES, Drawing
+from ldm.data import save_pack
+
+NAMES_PACKAGE = "emojibase-data"
+VERSIONS = {
+    "@iconify-json/noto": "1.2.9",
+    "@iconify-json/noto-v1": "1.2.5",
+    "@iconify-json/twemoji": "1.2.5",
+    "@iconify-json/openmoji": "1.2.29",
+    "@iconify-json/fluent-emoji": "1.2.7",
+    "@iconify-json/fluent-emoji-flat": "1.2.6",
+    "@iconify-json/emojione": "1.2.3",
+    "@iconify-json/fxemoji": "1.2.2",
+    NAMES_PACKAGE: "17.0.0",
+}
+SKIPPED_GROUPS = {None, 2, 9}  # letters, skin tones and hair, flags
+PEOPLE_GROUP, LAST_SINGLE_PERSON_SUBGROUP = 1, 24
+
+
+@dataclass(frozen=True)
+class CorpusConfig:
+    pack: Path | None = None
+    """The file to write, for ldm.train."""
+    render: Path | None = None
+    """A folder to write the drawings to as PNG files with a manifest, for sr3.corpus."""
+    cache: Path = Path("~/.cache/sr3-cascade/npm")
+    """Where the packages are kept."""
+    size: int = 64
+    """Pixels on a side of each packed drawing."""
+    everyday_only: bool = False
+    """Only the names in ldm/everyday.txt (a small file that travels)."""
+
+
+def fetch(package: str, version: str, cache: Path) -> tuple[Path, dict[str, str]]:
+    """The unpacked folder of an npm package, and its line of the manifest. Downloads it once.
+
+    Raises RuntimeError if npm is missing or cannot get the package.
+    """
+    folder = cache / f"{package.replace('@', '').replace('/', '-')}-{version}"
+    archive = folder.with_suffix(folder.suffix + ".tgz")
+    if not archive.exists():
+        if shutil.which("npm") is None:
+            raise RuntimeError("npm is needed to fetch the drawings: install Node.js")
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as temporary:
+            command = ["npm", "pack", "--silent", f"{package}@{version}"]
+            done = subprocess.run(command, cwd=temporary, capture_output=True, text=True)
+            if done.returncode:
+                raise RuntimeError(f"npm could not fetch {package}@{version}: {done.stderr.strip()[-300:]}")
+            next(Path(temporary).glob("*.tgz")).rename(archive)
+    if not folder.exists():
+        with tempfile.TemporaryDirectory(dir=cache) as temporary, tarfile.open(archive) as tar:
+            tar.extractall(temporary, filter="data")
+            (Path(temporary) / "package").rename(folder)
+    described = json.loads((folder / "package.json").read_text())
+    info = folder / "info.json"
+    licence = json.loads(info.read_text())["license"]["spdx"] if info.exists() else described["license"]
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+    return folder, {"package": package, "version": version, "licence": licence, "sha256": digest}
+
+
+def read_everyday() -> dict[str, tuple[str, ...]]:
+    """Label -> other words, from ldm/everyday.txt."""
+    lines = (Path(__file__).parent / "everyday.txt").read_text().splitlines()
+    pairs = [line.partition(":") for line in lines if line and not line.startswith("#")]
+    return {label: tuple(w.strip() for w in words.split(",") if w.strip()) for label, _, words in pairs}
+
+
+def is_held_out(label: str, style: str) -> bool:
+    """Whether this (name, style) pair is kept for evaluation: one in twenty, by its hash."""
+    return int(hashlib.sha256(f"{label}/{style}".encode()).hexdigest(), 16) % 20 == 0
+
+
+def _names(folder: Path) -> list[Drawing]:
+    """One record a name, without a style, in the order of emojibase."""
+    chinese = {e["hexcode"]: e for e in json.loads((folder / "zh" / "data.json").read_text())}
+    everyday = read_everyday()
+    drawings = []
+    for entry in json.loads((folder / "en" / "data.json").read_text()):
+        group, subgroup = entry.get("group"), entry.get("subgroup") or 0
+        uncommon = group in SKIPPED_GROUPS or (group == PEOPLE_GROUP and subgroup >= LAST_SINGLE_PERSON_SUBGROUP)
+        if uncommon and entry["label"] not in everyday:
+            continue
+        zh = chinese.get(entry["hexcode"], {"label": "", "tags": []})
+        drawings.append(
+            Drawing(
+                label=entry["label"],
+                style="",
+                words=everyday.get(entry["label"], ()),
+                tags=tuple(entry.get("tags", ())),
+                label_zh=zh["label"],
+                tags_zh=tuple(zh.get("tags", ())),
+                everyday=entry["label"] in everyday,
+            )
+        )
+    missing = set(everyday) - {d.label for d in drawings}
+    if missing:
+        raise ValueError(f"everyday.txt names what {NAMES_PACKAGE} does not: {sorted(missing)}")
+    return drawings
+
+
+def _slug(name: str) -> str:
+    return "".join(c for c in name.lower().replace("ñ", "n").replace("’", "") if c.isalnum())
+
+
+def svg_of(icons: dict[str, Any], name: str) -> str:
+    """The named icon of an iconify set as an SVG document."""
+    icon = icons["icons"][name]
+    width, height = (icon.get(k, icons.get(k, 16)) for k in ("width", "height"))
+    box = f"{icon.get('left', 0)} {icon.get('top', 0)} {width} {height}"
+    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box}">{icon["body"]}</svg>'
+
+
+def render(svg: str, size: int) -> np.ndarray:
+    """An SVG document as uint8 RGBA (size, size, 4), not premultiplied, centred."""
+    import resvg_py
+
+    png = resvg_py.svg_to_bytes(svg_string=svg, width=4 * size, height=4 * size)
+    large = np.asarray(Image.open(io.BytesIO(bytes(png))).convert("RGBA"))
+    alpha = large[..., 3:].astype(np.float32) / 255
+    small = cv2.resize(np.dstack([large[..., :3] * alpha, alpha]), (size, size), interpolation=cv2.INTER_AREA)
+    colour = small[..., :3] / np.maximum(small[..., 3:], 1e-6)
+    return np.round(np.dstack([colour, 255 * small[..., 3:]])).clip(0, 255).astype(np.uint8)
+
+
+def single_hue(drawing: np.ndarray) -> str | None:
+    """The name of the one hue that a drawing (H, W, 4) uint8 has, or None if it has several or none."""
+    hue, saturation, value = cv2.split(cv2.cvtColor(np.ascontiguousarray(drawing[..., :3]), cv2.COLOR_RGB2HSV))
+    opaque = drawing[..., 3] > 128
+    coloured = opaque & (saturation > 90) & (value > 90)
+    if coloured.sum() < 0.45 * max(opaque.sum(), 1):
+        return None
+    angles = hue[coloured] * (np.pi / 90)
+    mean = np.angle(np.exp(1j * angles).mean()) * (90 / np.pi)
+    apart = np.abs((hue[coloured] - mean + 90) % 180 - 90)
+    if (apart < 12).mean() < 0.85 or np.median(value[coloured]) < 140:
+        return None
+    distance = {name: abs((mean - centre + 90) % 180 - 90) for name, centre in HUES.items()}
+    return min(distance, key=distance.__getitem__)
+
+
+def drawings(cache: Path, size: int, everyday_only: bool) -> Iterator[tuple[Drawing, np.ndarray]]:
+    """Every named drawing of every style: its record and its picture, uint8 RGBA (size, size, 4)."""
+    names = _names(fetch(NAMES_PACKAGE, VERSIONS[NAMES_PACKAGE], cache)[0])
+    for style in STYLES:
+        folder, _ = fetch(f"@iconify-json/{style}", VERSIONS[f"@iconify-json/{style}"], cache)
+        icons = json.loads((folder / "icons.json").read_text())
+        found = {_slug(name): name for name in icons["icons"]}
+        found |= {_slug(name): alias["parent"] for name, alias in icons.get("aliases", {}).items() if len(alias) == 1}
+        for name in names:
+            icon = found.get(_slug(name.label))
+            if icon is None or icon not in icons["icons"] or (everyday_only and not name.everyday):
+                continue
+            picture = render(svg_of(icons, icon), size)
+            if picture[..., 3].mean() < 8:
+                continue
+            held_out = is_held_out(name.label, style)
+            yield replace(name, style=style, held_out=held_out, hue=single_hue(picture)), picture
+
+
+def write_folder(folder: Path, config: CorpusConfig, manifest: list[dict[str, str]]) -> int:
+    """Every drawing as FOLDER/style__label.png, and manifest.json: style -> package, version, licence."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = {m["package"].split("/")[-1]: (m["package"], m["version"], m["licence"]) for m in manifest}
+    (folder / "manifest.json").write_text(json.dumps(lines, indent=1))
+    number = 0
+    for number, (record, picture) in enumerate(
+        drawings(config.cache.expanduser(), config.size, config.everyday_only), 1
+    ):
+        name = f"{record.style}__{_slug(record.label)}.png"
+        cv2.imwrite(str(folder / name), cv2.cvtColor(picture, cv2.COLOR_RGBA2BGRA))
+    return number
+
+
+def main(config: CorpusConfig) -> int:
+    cache = config.cache.expanduser()
+    if config.pack is None and config.render is None:
+        print("nothing to do: give --pack FILE, --render FOLDER, or both", file=sys.stderr)
+        return 2
+    manifest = [fetch(package, version, cache)[1] for package, version in VERSIONS.items()]
+    if config.render:
+        print(f"{config.render}: {write_folder(config.render, config, manifest)} drawings")
+    if config.pack is None:
+        return 0
+    records, pictures = zip(*drawings(cache, config.size, config.everyday_only), strict=True)
+    save_pack(config.pack, np.stack(pictures), list(records), manifest)
+    everyday = sum(r.everyday for r in records)
+    print(f"{config.pack}: {len(records)} drawings, {everyday} of everyday names, {len(STYLES)} styles")
+    return 0
+
+
+if __name__ == "__main__":
+    import tyro
+
+    sys.exit(main(tyro.cli(CorpusConfig, description=__doc__)))

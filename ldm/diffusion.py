@@ -1,0 +1,169 @@
+"""The second stage: text encoder and U-Net in the autoencoder's latent space, trained together."""
+
+import sys
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from torch import Tensor, nn
+from transformers import CLIPTextModel
+
+from ldm.autoencoder import encode_all
+from ldm.captions import Drawing, caption
+from ldm.data import Placement, load_pack, place, sample_placement
+from ldm.load import resolve_device
+from ldm.models import NOISE_SCHEDULE, assemble, build_text_encoder, build_unet, save, train_tokenizer
+from sr3.loop import fit, generator
+
+if TYPE_CHECKING:
+    from ldm.train import DiffusionConfig
+
+SHEET = (
+    "a red apple",
+    "a yellow sun",
+    "a cat face",
+    "a blue car",
+    "a green tree",
+    "a pizza",
+    "a house",
+    "a red heart",
+)
+
+
+def velocity(sample: Tensor, noise: Tensor, gamma: Tensor) -> Tensor:
+    """v = √γ ε − √(1 − γ) x₀ (Salimans and Ho, arXiv 2202.00512, section 4). `gamma` (N, 1, 1, 1)."""
+    return gamma.sqrt() * noise - (1 - gamma).sqrt() * sample
+
+
+def min_snr_weight(gamma: Tensor, limit: float) -> Tensor:
+    """Weight of the squared error of v: min(SNR, limit) / (SNR + 1), SNR = γ / (1 − γ) (Hang et al.,
+    arXiv 2303.09556, section 3.4)."""
+    snr = gamma / (1 - gamma)
+    return snr.clamp(max=limit) / (snr + 1)
+
+
+class TextToLatent(nn.Module):
+    """One forward pass of training: tokens and noisy latents to the predicted v."""
+
+    def __init__(self, text_encoder: CLIPTextModel, unet: UNet2DConditionModel) -> None:
+        super().__init__()
+        self.text_encoder, self.unet = text_encoder, unet
+
+    def forward(self, tokens: Tensor, noisy: Tensor, timestep: Tensor) -> Tensor:
+        return self.unet(noisy, timestep, self.text_encoder(tokens)[0]).sample
+
+
+class Samples:
+    """Latents of every drawing in `variants` placements, and captions drawn anew each time."""
+
+    def __init__(self, config: "DiffusionConfig", autoencoder: AutoencoderKL) -> None:
+        pictures, records, _ = load_pack(config.pack)
+        chosen = [i for i, r in enumerate(records) if not r.held_out and (r.everyday or not config.everyday_only)]
+        self.records: list[Drawing] = [records[i] for i in chosen]
+        self.config, self.variants = config, config.variants
+        self.placements: list[Placement] = []
+        chunks = []
+        for variant in range(config.variants):
+            placed = []
+            for index, record in zip(chosen, self.records, strict=True):
+                placement = sample_placement(np.random.default_rng([config.seed, variant, index]), record)
+                self.placements.append(placement)
+                placed.append(place(pictures[index], record, placement))
+            chunks.append(encode_all(autoencoder, np.stack(placed)))
+        self.latents = torch.cat(chunks)  # (variants · drawings, C, h, w)
+
+    def draw(self, step: int, rows: slice) -> tuple[Tensor, list[str]]:
+        """Latents (B, C, h, w) and captions of the rows of one step's batch."""
+        size, number = self.config.loop.batch_size, len(self.records)
+        latents, captions = [], []
+        for position in range(step * size, (step + 1) * size)[rows]:
+            epoch, index = divmod(position, number)
+            rng = np.random.default_rng([self.config.seed, 1, epoch, index])
+            drawing = (index * 7919 + epoch) % number if number % 7919 else index
+            at = int(rng.integers(self.variants)) * number + drawing
+            placement = self.placements[at]
+            latents.append(self.latents[at])
+            empty = rng.random() < self.config.caption_dropout
+            text = caption(rng, self.records[drawing], placement.colour, placement.ground)
+            captions.append("" if empty else text)
+        return torch.stack(latents), captions
+
+    def all_captions(self, each: int = 6) -> list[str]:
+        """Captions to train the tokenizer on."""
+        rng = np.random.default_rng(self.config.seed)
+        chosen = range(len(self.records) * each)
+        texts = []
+        for i in chosen:
+            at = i % len(self.placements)
+            placement = self.placements[at]
+            texts.append(caption(rng, self.records[at % len(self.records)], placement.colour, placement.ground))
+        return texts
+
+
+def starting_pipeline(
+    config: "DiffusionConfig", autoencoder: AutoencoderKL, samples: Samples
+) -> StableDiffusionPipeline:
+    """The pipeline to train: of `config.init` with this autoencoder, or new."""
+    if config.init:
+        return StableDiffusionPipeline.from_pretrained(
+            config.init, vae=autoencoder, torch_dtype=torch.float32, local_files_only=True
+        )
+    torch.manual_seed(config.seed)
+    tokenizer = train_tokenizer(samples.all_captions())
+    text_encoder = build_text_encoder(len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id)
+    side = samples.latents.shape[-1]
+    return assemble(autoencoder, text_encoder, tokenizer, build_unet(side, samples.latents.shape[1]))
+
+
+@torch.no_grad()
+def sheet(pipeline: StableDiffusionPipeline) -> Tensor:
+    """The prompts of `SHEET` as one image (3, H, W) in [0, 1]."""
+    pipeline.set_progress_bar_config(disable=True)
+    draw = [torch.Generator().manual_seed(i) for i in range(len(SHEET))]
+    images = pipeline(list(SHEET), num_inference_steps=20, guidance_scale=4.0, generator=draw, output_type="pt").images
+    return torch.cat(list(images.float().cpu()), dim=2)
+
+
+def train_diffusion(config: "DiffusionConfig") -> None:
+    """Train, and write OUT/pipeline: an ordinary Stable Diffusion pipeline directory."""
+    device = resolve_device(config.loop.device)
+    if config.loop.threads:
+        torch.set_num_threads(config.loop.threads)
+    autoencoder = AutoencoderKL.from_pretrained(config.autoencoder, torch_dtype=torch.float32).eval().to(device)
+    samples = Samples(config, autoencoder)
+    print(
+        f"{len(samples.records)} drawings, {len(samples.latents)} latents, std {samples.latents.std():.3f}",
+        file=sys.stderr,
+    )
+    pipeline = starting_pipeline(config, autoencoder, samples).to(device)
+    pipeline.text_encoder.set_attn_implementation("eager")
+    pipeline.unet.set_attn_processor(AttnProcessor())  # the CPU's fused attention is slow backwards
+    model = TextToLatent(pipeline.text_encoder, pipeline.unet)
+    gammas = DDPMScheduler(**NOISE_SCHEDULE).alphas_cumprod
+
+    def loss(run: nn.Module, step: int, rows: slice) -> tuple[Tensor, dict[str, float]]:
+        latents, captions = samples.draw(step, rows)
+        tokens = pipeline.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        draw = generator(config.seed, 2, step)
+        size = config.loop.batch_size
+        timestep = torch.randint(0, len(gammas), (size,), generator=draw)[rows]
+        noise = torch.randn((size, *latents.shape[1:]), generator=draw)[rows]
+        gamma = gammas[timestep].view(-1, 1, 1, 1)
+        noisy = gamma.sqrt() * latents + (1 - gamma).sqrt() * noise
+        with torch.autocast(device.type, torch.bfloat16):
+            output = run(tokens.to(device), noisy.to(device), timestep.to(device))
+        error = (output.float() - velocity(latents, noise, gamma).to(device)) ** 2
+        value = (min_snr_weight(gamma, config.snr_limit).to(device) * error).mean()
+        return value, {"loss": float(value.detach()), "error": float(error.detach().mean())}
+
+    def on_save(step: int) -> dict[str, Tensor]:
+        save(pipeline, config.out / "pipeline")
+        image = sheet(pipeline)
+        from PIL import Image
+
+        Image.fromarray((image.permute(1, 2, 0).numpy() * 255).round().astype("uint8")).save(config.out / "sheet.png")
+        return {"prompts": image}
+
+    fit(model, loss, config.loop, config.out, on_save)

@@ -1,0 +1,126 @@
+"""The bundled model's parts: a KL autoencoder, a text encoder with its tokenizer, and a latent U-Net."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DPMSolverMultistepScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
+
+BEGIN, END = "<|startoftext|>", "<|endoftext|>"
+TEXT_LENGTH = 40
+TEXT_WIDTH = 192
+
+# Nichol and Dhariwal's cosine schedule (arXiv 2102.09672, equation 17), shifted to end in pure noise, with
+# v-prediction (Salimans and Ho, arXiv 2202.00512).
+NOISE_SCHEDULE: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "beta_schedule": "squaredcos_cap_v2",
+    "prediction_type": "v_prediction",
+    "timestep_spacing": "trailing",
+}
+
+
+def build_autoencoder(size: int = 64, latent_channels: int = 12) -> AutoencoderKL:
+    """Images (N, 3, size, size) in [-1, 1] to latents (N, latent_channels, size/8, size/8), and back."""
+    autoencoder = AutoencoderKL(
+        sample_size=size,
+        latent_channels=latent_channels,
+        block_out_channels=(32, 64, 128, 128),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        norm_num_groups=16,
+    )
+    # Start with a narrow posterior (log-variance -6): a wide one lets the decoder learn to ignore the latents.
+    with torch.no_grad():
+        autoencoder.quant_conv.bias[latent_channels:] = -6
+    return autoencoder
+
+
+def build_unet(size: int = 8, latent_channels: int = 12) -> UNet2DConditionModel:
+    """Noisy latents (N, latent_channels, size, size), a timestep and text (N, TEXT_LENGTH, TEXT_WIDTH) to v."""
+    return UNet2DConditionModel(
+        sample_size=size,
+        in_channels=latent_channels,
+        out_channels=latent_channels,
+        block_out_channels=(128, 192),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        attention_head_dim=(2, 3),  # the number of heads, in spite of its name
+        cross_attention_dim=TEXT_WIDTH,
+        norm_num_groups=16,
+    )
+
+
+def build_text_encoder(vocabulary: int, begin: int, end: int) -> CLIPTextModel:
+    """Tokens (N, TEXT_LENGTH) to (N, TEXT_LENGTH, TEXT_WIDTH)."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=vocabulary,
+            hidden_size=TEXT_WIDTH,
+            projection_dim=TEXT_WIDTH,
+            intermediate_size=4 * TEXT_WIDTH,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            max_position_embeddings=TEXT_LENGTH,
+            bos_token_id=begin,
+            eos_token_id=end,
+            pad_token_id=end,
+        )
+    )
+
+
+def train_tokenizer(captions: Iterable[str], vocabulary: int = 3000) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer: any text in any language goes through, however rare."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary, special_tokens=[BEGIN, END], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(captions, trainer)
+    ids = [(t, tokenizer.token_to_id(t)) for t in (BEGIN, END)]
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{BEGIN} $A {END}", special_tokens=ids)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=BEGIN,
+        eos_token=END,
+        pad_token=END,
+        unk_token=END,
+        model_max_length=TEXT_LENGTH,
+    )
+
+
+def assemble(
+    autoencoder: AutoencoderKL,
+    text_encoder: CLIPTextModel,
+    tokenizer: PreTrainedTokenizerFast,
+    unet: UNet2DConditionModel,
+) -> StableDiffusionPipeline:
+    """An ordinary Stable Diffusion pipeline of these parts."""
+    scheduler = DPMSolverMultistepScheduler(**NOISE_SCHEDULE)
+    return StableDiffusionPipeline(
+        vae=autoencoder,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def save(pipeline: StableDiffusionPipeline, folder: Path) -> None:
+    """Write the pipeline's directory, in shards of at most 15 MB."""
+    pipeline.save_pretrained(folder, safe_serialization=True, max_shard_size="15MB")

@@ -1,0 +1,80 @@
+"""The OpenAPI document: error answers as problem documents, and its fields put into words for errors."""
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+
+from service.schemas import FieldError, ProblemBody
+
+_WORDS = {
+    "integer": "an integer",
+    "number": "a number",
+    "boolean": "true or false",
+    "object": "a JSON object",
+}
+
+
+def problem_responses(examples: dict[int, str]) -> dict[int | str, dict[str, Any]]:
+    """FastAPI's `responses` for these statuses, each described, answered with a problem document."""
+    schema = {"$ref": "#/components/schemas/ProblemBody"}
+    return {
+        status: {"description": text, "content": {"application/problem+json": {"schema": schema}}}
+        for status, text in examples.items()
+    }
+
+
+def add_problem_schema(app: FastAPI) -> None:
+    """Add the schema that `problem_responses` refers to, to the document that `app.openapi` makes."""
+    make = app.openapi
+
+    def with_problem() -> dict[str, Any]:
+        document = make()
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        for model in (ProblemBody, FieldError):
+            schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+            schema.pop("$defs", None)
+            schemas.setdefault(model.__name__, schema)
+        return document
+
+    app.openapi = with_problem  # type: ignore[method-assign]  # FastAPI's documented way
+
+
+def accepted_by(request: Request, location: str, field: str) -> str | None:
+    """What the OpenAPI document accepts for a field of this request's route, in words.
+
+    For the empty field: what the body itself may be. For a field that is not known: those that are.
+    """
+    document = request.app.openapi()
+    operation = document["paths"][request.scope["route"].path][request.method.lower()]
+    if location == "query":
+        fields = {each["name"]: each["schema"] for each in operation.get("parameters", [])}
+    else:
+        body = operation["requestBody"]["content"]["application/json"]["schema"]
+        fields = _resolved(document, body)["properties"]
+    if not field:
+        return f"a JSON object with {', '.join(fields)}"
+    if field not in fields:
+        return f"only {', '.join(fields)}"
+    return in_words(document, fields[field])
+
+
+def in_words(document: dict[str, Any], schema: dict[str, Any]) -> str:
+    """A field's JSON schema in words: "an integer from 1 to 100 or null"."""
+    schema = _resolved(document, schema)
+    if "anyOf" in schema:
+        return " or ".join(in_words(document, each) for each in schema["anyOf"])
+    if "enum" in schema:
+        *most, last = map(str, schema["enum"])
+        return f"{', '.join(most)} or {last}"
+    if schema["type"] == "string":
+        words = f"text of {schema.get('minLength', 0)} to {schema['maxLength']} characters"
+        return f"{words}, none of them control characters" if "pattern" in schema else words
+    if "minimum" in schema:
+        top = f"to {schema['maximum']:.10g}" if "maximum" in schema else f"to below {schema['exclusiveMaximum']:.10g}"
+        return f"{_WORDS[schema['type']]} from {schema['minimum']:.10g} {top}"
+    return _WORDS.get(schema["type"], schema["type"])
+
+
+def _resolved(document: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    name = schema.get("$ref", "").removeprefix("#/components/schemas/")
+    return document["components"]["schemas"][name] if name else schema

@@ -1,0 +1,126 @@
+"""What a request may say and what an error looks like, as the OpenAPI page shows them."""
+
+from enum import IntEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, create_model
+
+# Tabs and line breaks are text; the other control characters are not, and break PNG text.
+_NO_CONTROL = r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f]*$"
+
+EXAMPLES: dict[str, Any] = {
+    "short": {"summary": "A prompt is enough", "value": {"prompt": "a red apple"}},
+    "seed": {"summary": "The same seed, the same bytes", "value": {"prompt": "a red apple", "seed": 7}},
+    "full": {
+        "summary": "Every dial",
+        "value": {
+            "prompt": "a cat face",
+            "negative_prompt": "blurry",
+            "seed": 4294967295,
+            "steps": 30,
+            "guidance_scale": 5.0,
+            "sr_steps": 0,
+            "aug_level": 0.0,
+        },
+    },
+}
+
+
+class Upscale(IntEnum):
+    """How many times wider and higher than the base model's the delivered picture is."""
+
+    X1 = 1
+    X4 = 4
+    X16 = 16
+
+
+class GenerateQuery(BaseModel):
+    """The query of `POST /generate`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    upscale: Upscale = Field(
+        default=Upscale.X4,
+        description="1: the base picture; 4: enlarged once; 16: enlarged twice",
+        examples=[4],
+    )
+
+
+class GenerateBody(BaseModel):
+    """The body of `POST /generate`. What is left out, or null, takes the server's default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    prompt: str = Field(description="what to draw", examples=["a red apple"])
+    negative_prompt: str = Field(default="", description="what to keep away from", examples=["blurry"])
+    seed: int | None = Field(
+        default=None,
+        ge=0,
+        le=2**32 - 1,
+        description="same seed, same bytes; null: drawn and reported",
+        examples=[7],
+    )
+    steps: int | None = Field(default=None, ge=1, le=100, description="steps of the base model", examples=[20])
+    guidance_scale: float | None = Field(
+        default=None,
+        ge=0,
+        le=20,
+        description="how closely to follow the prompt",
+        examples=[5.0],
+    )
+    sr_steps: int | None = Field(
+        default=None,
+        ge=0,
+        le=50,
+        description="steps of each enlargement; 0 is the faithful one, more add texture",
+        examples=[4],
+    )
+    aug_level: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="noise added before enlarging, so that more is invented",
+        examples=[0.02],
+    )
+
+
+def generate_body(max_prompt_chars: int) -> type[GenerateBody]:
+    """`GenerateBody` for prompts of 1 to `max_prompt_chars` characters, counted without outer blanks."""
+
+    def text(min_length: int) -> Any:
+        limits = StringConstraints(
+            strip_whitespace=True, min_length=min_length, max_length=max_prompt_chars, pattern=_NO_CONTROL
+        )
+        return Annotated[str, limits]
+
+    fields = GenerateBody.model_fields
+    return create_model(
+        "GenerateBody",
+        __base__=GenerateBody,
+        __doc__=GenerateBody.__doc__,
+        prompt=(text(1), fields["prompt"]),
+        negative_prompt=(text(0), fields["negative_prompt"]),
+    )
+
+
+class FieldError(BaseModel):
+    """One field that was refused."""
+
+    location: str = Field(description="body or query", examples=["body"])
+    field: str = Field(description="the field's name; empty for the body as a whole", examples=["steps"])
+    message: str = Field(description="what is wrong", examples=["Input should be less than or equal to 100"])
+    got: str | None = Field(default=None, description="what was sent, as JSON, shortened", examples=["500"])
+    accepted: str | None = Field(
+        default=None, description="what is accepted", examples=["an integer from 1 to 100 or null"]
+    )
+
+
+class ProblemBody(BaseModel):
+    """An error, as RFC 9457 (application/problem+json) has it."""
+
+    type: Literal["about:blank"] = Field(description="always about:blank: the status says what kind it is")
+    title: str = Field(description="the status in words", examples=["Unprocessable Content"])
+    status: int = Field(description="the HTTP status", examples=[422])
+    detail: str = Field(description="what happened, in a sentence")
+    request_id: str = Field(description="the same as the X-Request-Id header")
+    errors: list[FieldError] | None = Field(default=None, description="for 422: each field that was refused")

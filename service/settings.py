@@ -1,0 +1,115 @@
+"""What the service can be told at start, from `SERVICE_…` variables or command-line flags."""
+
+import difflib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
+
+PREFIX = "SERVICE_"
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+
+
+class BadSettings(ValueError):
+    """A setting is unknown or out of its range; the message is one line that names it."""
+
+
+def _directory(model: str) -> str:
+    """Pass the directory of a diffusers pipeline; ValueError for any other."""
+    path = Path(model)
+    if path.is_dir():
+        if not (path / "model_index.json").is_file():
+            raise ValueError("the directory has no model_index.json, so it is not a diffusers pipeline")
+    elif path.exists():
+        raise ValueError("this is a file; the directory of a diffusers pipeline is needed")
+    else:
+        raise ValueError("there is no such directory")
+    return model
+
+
+def _directory_or_hub_id(model: str) -> str:
+    """Pass a diffusers directory, or a name of the form owner/model that is no path here."""
+    return model if _HUB_ID.fullmatch(model) and not Path(model).exists() else _directory(model)
+
+
+class Settings(BaseSettings):
+    """Serve the cascade over HTTP. Every option is also a variable: --sr-steps is SERVICE_SR_STEPS."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_ignore_empty=True,
+        frozen=True,
+        extra="forbid",
+        cli_prog_name="python -m service",
+        cli_kebab_case=True,
+        cli_hide_none_type=True,
+        cli_implicit_flags=True,
+    )
+
+    host: str = Field(default="127.0.0.1", min_length=1, description="address to listen on")
+    port: int = Field(default=8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one")
+    base_model: Annotated[str, AfterValidator(_directory_or_hub_id)] | None = Field(
+        default=None,
+        description="text-to-image model: a diffusers directory or hub id; none: the bundled one",
+    )
+    sr_model: Annotated[str, AfterValidator(_directory)] | None = Field(
+        default=None, description="super-resolution model: an SR3Pipeline directory; none: the bundled one"
+    )
+    allow_download: bool = Field(
+        default=False, description="fetch a base model named by a hub id that is not on this machine yet"
+    )
+    device: str = Field(
+        default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, mps, cuda or cuda:N"
+    )
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+        default="auto", description="number format of the weights"
+    )
+    base_steps: int = Field(default=20, ge=1, le=100, description="base model's steps when a request names none")
+    guidance_scale: float | None = Field(
+        default=None,
+        ge=0,
+        le=20,
+        description="guidance when a request names none; none: the model's own default",
+    )
+    sr_steps: int = Field(default=4, ge=0, le=50, description="enlarging steps when a request names none")
+    aug_level: float = Field(
+        default=0.02,
+        ge=0,
+        lt=1,
+        description="noise added to a generated picture before it is enlarged, when a request names none",
+    )
+    max_prompt_chars: int = Field(default=1000, ge=1, le=100_000, description="longest prompt, in characters")
+    max_body_bytes: int = Field(default=65_536, ge=1024, description="longest request body, in bytes")
+    max_pixels: int = Field(default=8192 * 8192, ge=1, description="largest picture delivered, in pixels")
+    queue_size: int = Field(default=16, ge=1, description="requests that may wait; more are answered 429")
+    shutdown_seconds: int = Field(default=30, ge=0, description="time given to running requests at shutdown")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least level logged")
+
+
+def load_settings(argv: Sequence[str]) -> Settings:
+    """Settings from flags, then the environment, then defaults; BadSettings where one is wrong.
+
+    An unknown flag, and --help, end the program, as argparse does.
+    """
+    known = [name.upper() for name in sorted(Settings.model_fields)]
+    for variable in sorted(os.environ):
+        name = variable.upper().removeprefix(PREFIX)
+        if variable.upper().startswith(PREFIX) and name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {PREFIX}{near[0]}?" if near else f"known are {PREFIX}… {', '.join(known)}"
+            raise BadSettings(f"{variable} is not a setting; {hint}")
+    try:
+        return CliApp.run(Settings, cli_args=list(argv))
+    except ValidationError as error:
+        raise BadSettings("; ".join(_sentence(one) for one in error.errors())) from error
+
+
+def _sentence(error: Mapping[str, object]) -> str:
+    name = str(error["loc"][0])  # type: ignore[index]
+    message = str(error["msg"]).removeprefix("Value error, ")
+    flag = "--" + name.replace("_", "-")
+    return f"{PREFIX}{name.upper()} or {flag}: {message}, got {error['input']!r}"

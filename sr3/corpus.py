@@ -1,0 +1,219 @@
+"""Build a pack of training crops: `python -m sr3.corpus --pack crops.safetensors [--folders FOLDER...]`.
+
+Takes photographs and stamps from Debian packages (with Debian's own client) and every picture below `folders`,
+keeps one picture in twelve for evaluation by its hash, and cuts textured crops from the others.
+"""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from sr3.data import save_pack
+from sr3.images import ImageError, read, read_folder
+
+LICENCES = {
+    "plasma-workspace-wallpapers": "LGPL-3.0-or-later, CC-BY-SA-4.0",
+    "mate-backgrounds": "CC-BY-SA-4.0, GPL-2.0-or-later",
+    "lomiri-wallpapers-16.04": "CC-BY-SA-3.0",
+    "lomiri-wallpapers-20.04": "CC-BY-SA-4.0",
+    "ukui-wallpapers": "CC-BY-SA-4.0",
+    "gnome-backgrounds": "CC-BY-SA-3.0",
+    "tuxpaint-stamps-default": "GPL-2.0-or-later",
+}
+SMALLEST_TEXTURE = 4.0
+LARGE = 2_000_000
+
+
+@dataclass(frozen=True)
+class CorpusConfig:
+    pack: Path
+    """The file to write."""
+    folders: tuple[Path, ...] = ()
+    """More pictures: of photographs, or drawings that `python -m ldm.corpus --render` made."""
+    packages: tuple[str, ...] = tuple(LICENCES)
+    """Debian packages to take pictures from."""
+    cache: Path = Path("~/.cache/sr3-cascade/debian")
+    crops: int = 6000
+    size: int = 192
+    """Pixels on a side of each crop."""
+    held_out: Path | None = None
+    """A folder for the pictures kept for evaluation, cropped to at most 1024 x 768."""
+    seed: int = 0
+    skip_bad: bool = False
+    """Name unreadable files and go on, in place of stopping."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One picture of the manifest."""
+
+    file: str
+    package: str
+    version: str
+    licence: str
+    sha256: str
+    held_out: bool
+    crops: int = 0
+
+
+def fetch(package: str, cache: Path) -> tuple[Path, str]:
+    """The unpacked folder of a Debian package and its version. Raises RuntimeError where apt-get cannot help."""
+    folder = cache / package
+    if not folder.exists():
+        if shutil.which("apt-get") is None:
+            raise RuntimeError(f"apt-get is needed to fetch {package}; use --packages with nothing and --folders")
+        downloads = cache / "downloads"
+        downloads.mkdir(parents=True, exist_ok=True)
+        command = ["apt-get", "download", "-q", package]
+        done = subprocess.run(command, cwd=downloads, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"apt-get could not fetch {package}: {done.stderr.strip()[-300:]}")
+        archive = next(downloads.glob(f"{package}_*.deb"))
+        temporary = cache / f"{package}.part"
+        subprocess.run(["dpkg", "-x", archive, temporary], check=True)
+        (temporary / "version").write_text(archive.name.split("_")[1].replace("%3a", ":"))
+        temporary.rename(folder)
+    return folder, (folder / "version").read_text()
+
+
+def is_held_out(digest: str) -> bool:
+    """Whether the picture of this SHA-256 is kept for evaluation: one in twelve."""
+    return int(digest, 16) % 12 == 0
+
+
+def thumbnail(pixels: np.ndarray) -> np.ndarray:
+    """What tells near-copies of one picture apart: a normalised 8x8 grey version, (64,)."""
+    small = cv2.resize(pixels.mean(axis=2), (8, 8), interpolation=cv2.INTER_AREA).ravel()
+    return (small - small.mean()) / (small.std() + 1e-3)
+
+
+def opaque_rgb(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """uint8 (H, W, C) of any kind to RGB: alpha is put on white, or now and then on a colour."""
+    if pixels.dtype == np.uint16:
+        pixels = (pixels >> 8).astype(np.uint8)
+    if pixels.shape[2] in (1, 2):
+        pixels = np.dstack([pixels[..., :1]] * 3 + [pixels[..., 1:]])
+    if pixels.shape[2] == 3:
+        return pixels
+    ground = np.full(3, 255.0) if rng.random() < 0.5 else rng.uniform(0, 255, 3).round()
+    alpha = pixels[..., 3:].astype(np.float32) / 255
+    return np.round(pixels[..., :3] * alpha + ground * (1 - alpha)).astype(np.uint8)
+
+
+def texture(crop: np.ndarray) -> float:
+    """Mean size of the differences between neighbouring pixels, in levels of 255."""
+    grey = crop.astype(np.float32).mean(axis=2)
+    return float(np.abs(np.diff(grey, axis=0)).mean() + np.abs(np.diff(grey, axis=1)).mean())
+
+
+def cut(pixels: np.ndarray, size: int, count: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Up to `count` crops (size, size, 3): of twice as many candidates, those with the most texture."""
+    height, width = pixels.shape[:2]
+    if min(height, width) < size:
+        pixels = cv2.copyMakeBorder(pixels, 0, max(size - height, 0), 0, max(size - width, 0), cv2.BORDER_REFLECT_101)
+        height, width = pixels.shape[:2]
+    corners = np.stack([rng.integers(0, n - size + 1, 2 * count) for n in (height, width)], axis=1)
+    crops = [pixels[y : y + size, x : x + size] for y, x in corners]
+    ranked = sorted(crops, key=texture, reverse=True)
+    return [crop.copy() for crop in ranked[:count] if texture(crop) > SMALLEST_TEXTURE / 2]
+
+
+def files(config: CorpusConfig) -> Iterator[tuple[Path, str, str, str]]:
+    """Every picture: path, package, version, licence."""
+    for package in config.packages:
+        folder, version = fetch(package, config.cache.expanduser())
+        licence = LICENCES.get(package, "see the package's copyright file")
+        for path in read_folder(folder):
+            yield path, package, version, licence
+    for folder in config.folders:
+        manifest = folder / "manifest.json"
+        known = json.loads(manifest.read_text()) if manifest.is_file() else {}
+        for path in read_folder(folder):
+            package, version, licence = known.get(path.name.split("__")[0], (folder.name, "", "see the folder"))
+            yield path, package, version, licence
+
+
+def sharp(pixels: np.ndarray) -> np.ndarray:
+    """Large pictures halved, which removes the blocks of their JPEG compression and makes edges sharp."""
+    if pixels.shape[0] * pixels.shape[1] < LARGE:
+        return pixels
+    return cv2.resize(pixels, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+
+
+def collect(config: CorpusConfig) -> tuple[list[np.ndarray], list[Source], list[str]]:
+    """Crops, the manifest, and the names of files that could not be read."""
+    listed = list(files(config))
+    large = sum(path.stat().st_size > 150_000 for path, *_ in listed) or 1
+    quota = max(config.crops // (2 * large), 1), max(config.crops // max(2 * (len(listed) - large), 1), 1)
+    crops: list[np.ndarray] = []
+    sources: list[Source] = []
+    seen: list[np.ndarray] = []
+    bad: list[str] = []
+    for index, (path, package, version, licence) in enumerate(tqdm(listed, unit="picture")):
+        data = path.read_bytes()
+        rng = np.random.default_rng([config.seed, index])
+        try:
+            pixels = sharp(opaque_rgb(read(data, max_pixels=200_000_000).pixels, rng))
+        except ImageError as error:
+            bad.append(f"{path}: {error}")
+            continue
+        mark = thumbnail(pixels)
+        if texture(pixels) < SMALLEST_TEXTURE / 4 or (
+            len(data) > 150_000 and seen and np.max(np.stack(seen) @ mark) > 0.97 * mark.size
+        ):
+            continue
+        if len(data) > 150_000:
+            seen.append(mark)
+        digest = hashlib.sha256(data).hexdigest()
+        held_out = is_held_out(digest)
+        if held_out and config.held_out:
+            keep(pixels, config.held_out / f"{package}__{digest[:8]}__{path.stem}.png")
+        count = quota[0] if len(data) > 150_000 else quota[1]
+        cuts = [] if held_out else cut(pixels, config.size, count, rng)
+        crops += cuts
+        sources.append(Source(path.name, package, version, licence, digest, held_out, len(cuts)))
+    return crops, sources, bad
+
+
+def keep(pixels: np.ndarray, path: Path) -> None:
+    """Write the middle of a picture, at most 1024 x 768 and of sides divisible by 16, for evaluation."""
+    height, width = (min(n, m) // 16 * 16 for n, m in zip(pixels.shape[:2], (768, 1024), strict=True))
+    top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), pixels[top : top + height, left : left + width, ::-1])
+
+
+def main(config: CorpusConfig) -> int:
+    crops, sources, bad = collect(config)
+    for line in bad:
+        print(line, file=sys.stderr)
+    if bad and not config.skip_bad:
+        print(f"{len(bad)} files could not be read; --skip-bad goes on without them", file=sys.stderr)
+        return 2
+    if not crops:
+        print("no picture with texture found", file=sys.stderr)
+        return 2
+    order = np.random.default_rng(config.seed).permutation(len(crops))
+    save_pack(config.pack, np.stack([crops[i] for i in order]), manifest(sources))
+    kept = sum(s.held_out for s in sources)
+    print(f"{config.pack}: {len(crops)} crops of {len(sources) - kept} pictures; {kept} pictures held out")
+    return 0
+
+
+def manifest(sources: Sequence[Source]) -> list[dict[str, object]]:
+    return [asdict(source) for source in sources]
+
+
+if __name__ == "__main__":
+    import tyro
+
+    sys.exit(main(tyro.cli(CorpusConfig, description=__doc__)))

@@ -1,0 +1,218 @@
+"""The one place where pictures become tensors and tensors pictures, and where files are read and written."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
+SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF"}
+MAX_PIXELS = 100_000_000
+
+
+class ImageError(ValueError):
+    """A picture that cannot be read or written; its text says why and what is accepted."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as its file holds it."""
+
+    pixels: np.ndarray
+    """uint8 or uint16, (H, W, C): C = 1 grey, 2 grey with alpha, 3 RGB, 4 RGB with alpha. Not premultiplied."""
+    icc: bytes | None = None
+    exif: bytes | None = None
+
+
+def to_tensor(
+    image: Image.Image | np.ndarray | Tensor | Sequence[Image.Image | np.ndarray | Tensor],
+) -> Tensor:
+    """RGB pictures of one size to float32 (N, 3, H, W) in [-1, 1].
+
+    Takes PIL RGB, uint8 or uint16 (H, W, 3), float tensors (N, 3, H, W) or (3, H, W) already in [-1, 1], or a
+    sequence of these. Raises ValueError for other shapes, modes and types.
+    """
+    if isinstance(image, Sequence):
+        tensors = [to_tensor(item) for item in image]
+        if not tensors:
+            raise ValueError("no picture given")
+        if len({t.shape[-2:] for t in tensors}) > 1:
+            raise ValueError(f"pictures of one batch must have one size, not {[tuple(t.shape[-2:]) for t in tensors]}")
+        return torch.cat(tensors)
+    if isinstance(image, Image.Image):
+        if image.mode != "RGB":
+            raise ValueError(f"the picture's mode is {image.mode}; convert it to RGB first")
+        image = np.asarray(image)
+    if isinstance(image, np.ndarray):
+        if image.dtype not in (np.uint8, np.uint16) or image.ndim != 3 or image.shape[2] != 3:
+            raise ValueError(f"got {image.dtype} {image.shape}; it must be uint8 or uint16 of shape (H, W, 3)")
+        top = np.iinfo(image.dtype).max
+        values = torch.from_numpy(np.ascontiguousarray(image).astype(np.float32))
+        return values.permute(2, 0, 1)[None].mul(2 / top).sub(1)
+    tensor = image if image.ndim == 4 else image[None]
+    if tensor.ndim != 4 or tensor.shape[1] != 3 or not tensor.is_floating_point():
+        raise ValueError(f"got {image.dtype} {tuple(image.shape)}; it must be floating point (N, 3, H, W) in [-1, 1]")
+    return tensor.float()
+
+
+def _to_levels(tensor: Tensor, top: int) -> np.ndarray:
+    levels = tensor.detach().float().clamp(-1, 1).add(1).mul(top / 2).round()
+    return levels.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def to_uint8(tensor: Tensor) -> list[np.ndarray]:
+    """(N, 3, H, W) in [-1, 1] to N arrays, uint8 (H, W, 3). The inverse of `to_tensor` on eight bits."""
+    return list(_to_levels(tensor, 255).astype(np.uint8))
+
+
+def to_uint16(tensor: Tensor) -> list[np.ndarray]:
+    """The same on sixteen bits."""
+    return list(_to_levels(tensor, 65535).astype(np.uint16))
+
+
+def read(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Picture:
+    """Read a picture: 8 or 16 bits, grey or RGB, with or without alpha; EXIF orientation is applied.
+
+    Raises ImageError for anything else: not a picture, truncated, animated, or of more than `max_pixels`.
+    """
+    name = "the picture" if isinstance(source, bytes) else str(source)
+    try:
+        data = source if isinstance(source, bytes) else source.read_bytes()
+    except OSError as error:
+        raise ImageError(f"{name} cannot be read: {error.strerror}") from None
+    if not data:
+        raise ImageError(f"{name} is empty (0 bytes)")
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as file:
+            width, height = file.size
+            if width * height > max_pixels:
+                raise ImageError(f"{name} is {width}x{height}; at most {max_pixels / 1e6:g} megapixels are accepted")
+            if getattr(file, "n_frames", 1) > 1:
+                raise ImageError(f"{name} is animated or has several pages; one picture is accepted")
+            file.load()
+            return _from_pil(file, data, name)
+    except UnidentifiedImageError:
+        raise ImageError(f"{name} is not a picture in a format that is accepted: {', '.join(FORMATS)}") from None
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow raises many kinds for broken files
+        raise ImageError(f"{name} is damaged: {error}") from None
+
+
+def _from_pil(file: Image.Image, data: bytes, name: str) -> Picture:
+    icc, orientation = file.info.get("icc_profile"), file.getexif().get(0x0112, 1)
+    exif = file.getexif()
+    exif.pop(0x0112, None)
+    if file.mode.startswith("I") or _sixteen_bit(file, data):
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        if pixels is None or pixels.dtype != np.uint16:
+            raise ImageError(f"{name} has pixels of mode {file.mode}; 8 or 16 bits a channel are accepted")
+        pixels = pixels[..., None] if pixels.ndim == 2 else pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]
+        return Picture(pixels, icc, exif.tobytes() if len(exif) else None)
+    if orientation != 1:
+        file = ImageOps.exif_transpose(file)
+    if file.mode in ("P", "PA"):
+        file = file.convert("RGBA" if "transparency" in file.info or file.mode == "PA" else "RGB")
+    elif file.mode == "1":
+        file = file.convert("L")
+    elif file.mode in ("RGB", "L") and "transparency" in file.info:
+        file = file.convert("RGBA" if file.mode == "RGB" else "LA")
+    elif file.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
+        file, icc = file.convert("RGB"), None
+    if file.mode not in ("L", "LA", "RGB", "RGBA"):
+        raise ImageError(f"{name} has pixels of mode {file.mode}; grey or RGB, with or without alpha, are accepted")
+    pixels = np.asarray(file)
+    return Picture(pixels[..., None] if pixels.ndim == 2 else pixels, icc, exif.tobytes() if len(exif) else None)
+
+
+def _sixteen_bit(file: Image.Image, data: bytes) -> bool:
+    """Whether the file holds sixteen bits a channel, which Pillow reads as eight."""
+    if file.format == "PNG":
+        return data[24] == 16  # the bit depth in its header chunk
+    if file.format == "TIFF":
+        bits = file.tag_v2.get(258, (8,))  # type: ignore[attr-defined]
+        return max(bits if isinstance(bits, tuple) else (bits,)) == 16
+    return False
+
+
+def encode(picture: Picture, format: str = "PNG", quality: int = 95, text: dict[str, str] | None = None) -> bytes:
+    """The picture as a file of `format` (PNG, JPEG, WEBP or TIFF). `text` goes into a PNG's text chunks.
+
+    Raises ImageError where the format cannot hold what the picture has (alpha in JPEG, sixteen bits but in PNG
+    and TIFF).
+    """
+    pixels = picture.pixels
+    channels, deep = pixels.shape[2], pixels.dtype == np.uint16
+    if channels in (2, 4) and format == "JPEG":
+        raise ImageError("JPEG holds no transparency; write PNG, WEBP or TIFF")
+    if deep and format not in ("PNG", "TIFF"):
+        raise ImageError(f"{format} holds no sixteen bits a channel; write PNG or TIFF")
+    if deep:
+        return _encode_deep(pixels, format)
+    from PIL.PngImagePlugin import PngInfo
+
+    image = Image.fromarray(
+        pixels[..., 0] if channels == 1 else pixels, {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[channels]
+    )
+    options: dict[str, object] = {"icc_profile": picture.icc} if picture.icc else {}
+    if picture.exif:
+        options["exif"] = picture.exif
+    if format == "PNG":
+        info = PngInfo()
+        for key, value in (text or {}).items():
+            info.add_itxt(key, value) if not value.isascii() else info.add_text(key, value)
+        options |= {"pnginfo": info, "compress_level": 4}
+    elif format in ("JPEG", "WEBP"):
+        options["quality"] = quality
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def _encode_deep(pixels: np.ndarray, format: str) -> bytes:
+    order = {1: [0], 2: [0, 0, 0, 1], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[pixels.shape[2]]
+    done, data = cv2.imencode(".png" if format == "PNG" else ".tiff", pixels[..., order])
+    if not done:
+        raise ImageError(f"the picture could not be written as {format}")
+    return data.tobytes()
+
+
+def format_of(path: Path) -> str:
+    """The format that a file name's suffix asks for. Raises ImageError for an unknown one."""
+    format = SUFFIXES.get(path.suffix.lower())
+    if format is None:
+        raise ImageError(f"{path} has a suffix that is not accepted; use one of {', '.join(SUFFIXES)}")
+    return format
+
+
+def read_folder(folder: Path) -> list[Path]:
+    """Every file below a folder whose suffix is a picture's, sorted; links are left out.
+
+    Raises ImageError where there is no such folder or no picture in it.
+    """
+    if not folder.is_dir():
+        raise ImageError(f"{folder} is not a folder")
+    suffixes = {*SUFFIXES, ".bmp"}
+    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in suffixes and p.is_file() and not p.is_symlink())
+    if not found:
+        raise ImageError(f"{folder} holds no pictures ({', '.join(sorted(suffixes))})")
+    return found
+
+
+def write(picture: Picture, path: Path, quality: int = 95, text: dict[str, str] | None = None) -> None:
+    """Write a picture in the format of the file's suffix: to a temporary name first, then renamed."""
+    data = encode(picture, format_of(path), quality, text)
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_bytes(data)
+    temporary.replace(path)
+
+
+def with_pixels(picture: Picture, pixels: np.ndarray) -> Picture:
+    """The same profile and EXIF around other pixels."""
+    return replace(picture, pixels=pixels)

@@ -1,0 +1,192 @@
+"""The training loop of both networks (`ldm` uses it too): exact resume, averaged weights,
+cosine learning rate, one or many devices."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+Loss = Callable[[nn.Module, int, slice], tuple[Tensor, dict[str, float]]]
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    steps: int = 100_000
+    minutes: float | None = None
+    """Stop cleanly, with a resumable state, after so many minutes."""
+    batch_size: int = 16
+    learning_rate: float = 4e-4
+    warmup: int = 300
+    clip: float = 1.0
+    """Largest norm of the gradient."""
+    ema: float = 0.999
+    """Decay of the averaged weights, which are what is saved as the model."""
+    device: str = "auto"
+    threads: int | None = None
+    compile: bool = False
+    save_every: int = 1000
+    log_every: int = 50
+
+
+def learning_rate(step: int, config: LoopConfig) -> float:
+    """Linear warm-up, then half a cosine down to zero at `config.steps`."""
+    if step < config.warmup:
+        return config.learning_rate * (step + 1) / config.warmup
+    share = (step - config.warmup) / max(config.steps - config.warmup, 1)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
+
+
+def generator(*key: int) -> torch.Generator:
+    """The CPU generator of a key such as (seed, step): the same whatever ran before it."""
+    import numpy as np
+
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
+
+
+class State:
+    """Weights, averaged weights, optimiser moments and step; saved and read as one safetensors file."""
+
+    def __init__(self, model: nn.Module, config: LoopConfig) -> None:
+        self.model, self.config, self.step = model, config, 0
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.averaged = [p.detach().clone() for p in self.parameters]
+        fused = self.parameters[0].device.type in ("cuda", "cpu")
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-4, betas=(0.9, 0.99), weight_decay=0.01, fused=fused)
+
+    def update(self) -> float:
+        """One step of the optimiser from the gradients that are there. Returns their norm before clipping."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.step, self.config)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(self.averaged, [p.detach() for p in self.parameters], 1 - decay)
+        return float(norm)
+
+    def average_into_model(self) -> list[Tensor]:
+        """Put the averaged weights into the model; returns the others, for `restore`."""
+        kept = [p.detach().clone() for p in self.parameters]
+        self.restore(self.averaged)
+        return kept
+
+    def restore(self, values: Sequence[Tensor]) -> None:
+        with torch.no_grad():
+            for parameter, value in zip(self.parameters, values, strict=True):
+                parameter.copy_(value)
+
+    def save(self, path: Path) -> None:
+        tensors: dict[str, Tensor] = {}
+        for i, (weight, averaged) in enumerate(zip(self.parameters, self.averaged, strict=True)):
+            moments = self.optimizer.state.get(weight, {})
+            tensors |= {f"{i}.weight": weight.detach(), f"{i}.averaged": averaged}
+            tensors |= {f"{i}.{k}": moments[k] for k in ("exp_avg", "exp_avg_sq", "step") if k in moments}
+        buffers = {f"buffer.{name}": value for name, value in self.model.named_buffers()}
+        temporary = path.with_name(path.name + ".part")
+        whole = {k: v.contiguous().clone() for k, v in (tensors | buffers).items()}
+        save_file(whole, temporary, metadata={"step": json.dumps(self.step)})
+        temporary.rename(path)
+
+    def load(self, path: Path) -> None:
+        with safe_open(str(path), framework="pt") as file, torch.no_grad():
+            self.step = json.loads((file.metadata() or {})["step"])
+            keys = set(file.keys())
+            for i, weight in enumerate(self.parameters):
+                weight.copy_(file.get_tensor(f"{i}.weight"))
+                self.averaged[i].copy_(file.get_tensor(f"{i}.averaged"))
+                names = [k for k in ("exp_avg", "exp_avg_sq", "step") if f"{i}.{k}" in keys]
+                moments = {k: file.get_tensor(f"{i}.{k}") for k in names}
+                if moments:
+                    on = {k: v if k == "step" else v.to(weight.device) for k, v in moments.items()}
+                    self.optimizer.state[weight] = on
+            for name, value in self.model.named_buffers():
+                if f"buffer.{name}" in keys:
+                    value.copy_(file.get_tensor(f"buffer.{name}"))
+
+
+def fit(
+    model: nn.Module,
+    loss: Loss,
+    config: LoopConfig,
+    out: Path,
+    on_save: Callable[[int], dict[str, Tensor]],
+) -> State:
+    """Train until `config.steps` or `config.minutes`. Continues from OUT/state.safetensors where there is one.
+
+    `loss(model, step, rows)` computes the loss of one step for the samples `rows` of its batch; everything random
+    in it must follow from the step, so that an interrupted training equals an uninterrupted one. `on_save(step)`
+    is called with the averaged weights in the model, and returns sample images (3, H, W) in [0, 1] by name.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    out.mkdir(parents=True, exist_ok=True)
+    state_path = out / "state.safetensors"
+    state = State(model, config)
+    if state_path.exists():
+        state.load(state_path)
+    run, backward, rank, world = _prepare(model, config)
+    share = config.batch_size // world
+    rows = slice(rank * share, (rank + 1) * share)
+    writer = _writer(out / "logs") if rank == 0 else None
+    bar = tqdm(total=config.steps, initial=state.step, disable=rank != 0, mininterval=5, smoothing=0.05)
+    ends = time.monotonic() + 60 * config.minutes if config.minutes else math.inf
+    model.train()
+    while state.step < config.steps and time.monotonic() < ends:
+        value, scalars = loss(run, state.step, rows)
+        backward(value)
+        norm = state.update()
+        bar.update()
+        if writer and state.step % config.log_every == 0:
+            scalars |= {"gradient_norm": norm, "learning_rate": learning_rate(state.step, config)}
+            bar.set_postfix({k: f"{v:.3g}" for k, v in scalars.items()})
+            for name, scalar in scalars.items():
+                writer.add_scalar(name, scalar, state.step)
+        if rank == 0 and state.step % config.save_every == 0:
+            _save(state, state_path, on_save, writer)
+    bar.close()
+    if rank == 0:
+        _save(state, state_path, on_save, writer)
+    return state
+
+
+def _save(state: State, path: Path, on_save: Callable[[int], dict[str, Tensor]], writer: Any) -> None:
+    state.save(path)
+    kept = state.average_into_model()
+    state.model.eval()
+    for name, image in on_save(state.step).items():
+        if writer:
+            writer.add_image(name, image, state.step)
+    state.model.train()
+    state.restore(kept)
+
+
+def _prepare(model: nn.Module, config: LoopConfig) -> tuple[nn.Module, Callable[[Tensor], Any], int, int]:
+    """The model to call, the backward pass, this process's rank and their number."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from accelerate import Accelerator
+
+        accelerator = Accelerator(cpu=config.device == "cpu")
+        prepared = accelerator.prepare(model)
+        return prepared, accelerator.backward, accelerator.process_index, accelerator.num_processes
+    if config.compile:
+        model.compile()
+    return model, lambda value: value.backward(), 0, 1
+
+
+def _writer(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder))

@@ -1,0 +1,223 @@
+"""The networks of the second stage: the low-resolution encoder and the γ-conditioned denoiser.
+
+Nothing in them looks across space but convolutions (attention only where the paper's preset asks for it), so a
+tile of a picture gives what the whole picture gives there, away from the tile's border.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+
+SCALE = 4
+SMALLEST_SCALE = 1 / 255  # of a residual in [-1, 1]: half a level of eight bits
+
+
+def upsample(low_res: Tensor, factor: int = SCALE) -> Tensor:
+    """Bicubic enlargement (a = −0.5, as Pillow and MATLAB do it): (N, C, h, w) to (N, C, factor·h, factor·w)."""
+    size = (low_res.shape[-2] * factor, low_res.shape[-1] * factor)
+    return F.interpolate(low_res.float(), size, mode="bicubic", antialias=True).to(low_res.dtype)
+
+
+class ChannelNorm(nn.LayerNorm):
+    """Layer normalisation over the channels at each position of (N, C, H, W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+@dataclass
+class EncoderOutput:
+    mean: Tensor
+    """μ (N, 3, 4h, 4w), the regression estimate of high_res."""
+    log_scale: Tensor
+    """(N, 1, h, w): the logarithm of s, the expected size of high_res − μ."""
+    features: Tensor
+    """(N, channels, h, w), the denoiser's condition."""
+
+
+class PlainBlock(nn.Module):
+    """Two 3×3 convolutions around a ReLU, and a skip (EDSR, arXiv 1707.02921): no normalisation."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.conv2.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.relu(self.conv1(x)))
+
+
+class LowResEncoder(ModelMixin, ConfigMixin):
+    """Reads low_res once: features, the regression estimate μ (bicubic plus a correction), and the scale s of
+    what μ misses, so that high_res = μ + s·d with d of about unit variance.
+
+    With no blocks it is the paper's conditioning: features are low_res enlarged by bicubic, μ = 0 and s = 1.
+    """
+
+    @register_to_config
+    def __init__(self, channels: int = 64, num_blocks: int = 16) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(PlainBlock(channels) for _ in range(num_blocks))
+        if num_blocks:
+            self.head = nn.Conv2d(4, channels, 3, padding=1)
+            self.correction = nn.Conv2d(channels, 3 * SCALE**2, 3, padding=1)
+            self.scale = nn.Conv2d(channels, 1, 3, padding=1)
+            nn.init.zeros_(self.correction.weight)
+            nn.init.zeros_(self.scale.weight)
+            nn.init.constant_(self.scale.bias, math.log(0.1))  # type: ignore[arg-type]
+
+    def forward(self, low_res: Tensor, aug_level: Tensor) -> EncoderOutput:
+        """low_res (N, 3, h, w) in [-1, 1], with noise of a known level aug_level (N,) in [0, 1) on it."""
+        bicubic = upsample(low_res)
+        if not self.blocks:
+            zero = bicubic.new_zeros(low_res.shape[0], 1, *low_res.shape[-2:])
+            return EncoderOutput(torch.zeros_like(bicubic), zero, bicubic)
+        level = aug_level.to(low_res.dtype).view(-1, 1, 1, 1).expand(-1, 1, *low_res.shape[-2:])
+        first = self.head(torch.cat([low_res, level], dim=1))  # (N, channels, h, w)
+        features = first
+        for block in self.blocks:
+            features = block(features)
+        features = features + first
+        mean = bicubic + F.pixel_shuffle(self.correction(features), SCALE)  # (N, 3, 4h, 4w)
+        log_scale = self.scale(features.detach()).clamp(math.log(SMALLEST_SCALE), 0)
+        return EncoderOutput(mean, log_scale, features)
+
+
+class GammaEmbedding(nn.Module):
+    """The noise level √γ (N,) as (N, width) (SR3, section 2.3: the network is told γ, not a step)."""
+
+    def __init__(self, base: int, width: int) -> None:
+        super().__init__()
+        self.frequencies = base // 2
+        self.mlp = nn.Sequential(nn.Linear(2 * self.frequencies, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, gamma: Tensor) -> Tensor:
+        dtype = next(self.mlp.parameters()).dtype
+        steps = torch.arange(self.frequencies).to(gamma.device) / self.frequencies
+        angles = 1000 * gamma.float().sqrt()[:, None] * torch.exp(-math.log(10_000) * steps)
+        return self.mlp(torch.cat([angles.sin(), angles.cos()], dim=1).to(dtype))
+
+
+class Attention(nn.Module):
+    """Self-attention over positions, for the paper's preset only: it looks across space."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = ChannelNorm(channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.out = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.norm(x).flatten(2).transpose(1, 2)  # (N, H·W, C)
+        query, key, value = self.qkv(tokens).chunk(3, dim=-1)
+        mixed = self.out(F.scaled_dot_product_attention(query, key, value))
+        return (x + mixed.transpose(1, 2).reshape(x.shape)) * math.sqrt(0.5)
+
+
+class ResBlock(nn.Module):
+    """BigGAN's residual block with γ as scale and shift, skips scaled by 1/√2 (SR3, appendix A)."""
+
+    def __init__(
+        self, inner: int, outer: int, width: int, dropout: float = 0.0, resample: str = "", attention: bool = False
+    ) -> None:
+        super().__init__()
+        self.norm1 = ChannelNorm(inner)
+        self.conv1 = nn.Conv2d(inner, outer, 3, padding=1)
+        self.film = nn.Linear(width, 2 * outer)
+        self.norm2 = ChannelNorm(outer)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(outer, outer, 3, padding=1)
+        self.skip = nn.Conv2d(inner, outer, 1) if inner != outer else nn.Identity()
+        self.attention = Attention(outer) if attention else nn.Identity()
+        self.resample = resample
+        nn.init.zeros_(self.conv2.weight)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = F.silu(self.norm1(x))
+        if self.resample == "down":
+            h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)  # (N, C, H/2, W/2)
+        elif self.resample == "up":
+            h, x = (F.interpolate(v, scale_factor=2.0, mode="nearest") for v in (h, x))  # (N, C, 2H, 2W)
+        h = self.norm2(self.conv1(h))
+        scale, shift = self.film(embedding)[:, :, None, None].chunk(2, dim=1)
+        h = self.conv2(self.dropout(F.silu(h * (1 + scale) + shift)))
+        return self.attention((self.skip(x) + h) * math.sqrt(0.5))
+
+
+class SR3UNet(ModelMixin, ConfigMixin):
+    """The denoiser f_θ(condition, noisy, γ): what it predicts (d, or ε for the paper) is the scheduler's
+    `prediction_type`. It works on the residual unshuffled by `patch_size`.
+
+    Sides must be multiples of `multiple` (of unshuffled positions).
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        patch_size: int = 4,
+        condition_channels: int = 64,
+        base_channels: int = 48,
+        multipliers: tuple[int, ...] = (1, 2, 3),
+        num_blocks: int = 1,
+        attention_levels: tuple[int, ...] = (),
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        inside = 3 * patch_size**2
+        widths = [base_channels * m for m in multipliers]
+        width = 4 * base_channels
+        last = len(widths) - 1
+        self.embedding = GammaEmbedding(base_channels, width)
+        self.head = nn.Conv2d(inside + condition_channels, base_channels, 3, padding=1)
+        self.down, self.up, skips, current = nn.ModuleList(), nn.ModuleList(), [base_channels], base_channels
+
+        def stage(inner: int, outer: int, level: int) -> ResBlock:
+            return ResBlock(inner, outer, width, dropout, attention=level in attention_levels)
+
+        def resampling(channels: int, direction: str) -> ResBlock:
+            return ResBlock(channels, channels, width, dropout, direction)
+
+        for level, channels in enumerate(widths):
+            for _ in range(num_blocks):
+                self.down.append(stage(current, channels, level))
+                current = channels
+                skips.append(current)
+            if level < last:
+                self.down.append(resampling(current, "down"))
+                skips.append(current)
+        self.middle = nn.ModuleList([stage(current, current, last), stage(current, current, -1)])
+        for level, channels in reversed(list(enumerate(widths))):
+            for _ in range(num_blocks + 1):
+                self.up.append(stage(current + skips.pop(), channels, level))
+                current = channels
+            if level:
+                self.up.append(resampling(current, "up"))
+        self.norm = ChannelNorm(current)
+        self.tail = nn.Conv2d(current, inside, 3, padding=1)
+        nn.init.zeros_(self.tail.weight)
+
+    @property
+    def multiple(self) -> int:
+        return int(2 ** (len(self.config.multipliers) - 1))
+
+    def forward(self, noisy: Tensor, condition: Tensor, gamma: Tensor) -> Tensor:
+        """noisy (N, 3·patch², H, W), condition (N, condition_channels, H, W), gamma (N,) to a tensor like noisy."""
+        embedding = self.embedding(gamma)  # (N, width)
+        x = self.head(torch.cat([noisy, condition], dim=1))  # (N, base, H, W)
+        skips = [x]
+        for stage in self.down:
+            x = stage(x, embedding)
+            skips.append(x)
+        for stage in self.middle:
+            x = stage(x, embedding)
+        for stage in self.up:
+            if stage.resample != "up":
+                x = torch.cat([x, skips.pop()], dim=1)
+            x = stage(x, embedding)
+        return self.tail(F.silu(self.norm(x)))

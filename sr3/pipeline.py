@@ -1,0 +1,189 @@
+"""The second stage as a diffusers pipeline: a low-resolution picture becomes one four times larger."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers.utils import BaseOutput
+from PIL import Image
+from safetensors import SafetensorError
+from torch import Tensor
+
+from sr3.images import to_tensor, to_uint8
+from sr3.model import SCALE, LowResEncoder, SR3UNet
+from sr3.process import augment, scheduler_gamma
+from sr3.tiling import Tiling, evaluate
+
+Picture = Image.Image | np.ndarray | Tensor
+Generators = torch.Generator | Sequence[torch.Generator] | None
+OUTPUT_TYPES = ("uint8", "pil", "pt")
+SMALLEST_SIDE = 8
+
+
+@dataclass
+class SR3Output(BaseOutput):
+    images: Any
+    """A list of uint8 arrays (4h, 4w, 3) or of PIL pictures, or a tensor (N, 3, 4h, 4w) in [-1, 1]."""
+
+
+class ModelError(ValueError):
+    """A model directory that is missing or wrong; its text says how."""
+
+
+class SR3Pipeline(DiffusionPipeline):
+    """Encoder once, then `num_inference_steps` of denoising what the encoder's estimate μ misses."""
+
+    model_cpu_offload_seq = "encoder->unet"
+
+    def __init__(self, encoder: LowResEncoder, unet: SR3UNet, scheduler: SchedulerMixin) -> None:
+        super().__init__()
+        self.register_modules(encoder=encoder, unet=unet, scheduler=scheduler)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: Picture | Sequence[Picture],
+        num_inference_steps: int = 4,
+        generator: Generators = None,
+        aug_level: float = 0.0,
+        callback_on_step_end: Callable[["SR3Pipeline", int, int, dict[str, Tensor]], dict[str, Tensor]] | None = None,
+        output_type: str = "uint8",
+        tiling: Tiling | None = None,
+        on_tile: Callable[[], None] = lambda: None,
+    ) -> SR3Output:
+        """Enlarge one picture, or several of one size, four times.
+
+        `image`: PIL RGB, uint8 (h, w, 3), or a float tensor (N, 3, h, w) in [-1, 1]; sides of at least 8.
+        `num_inference_steps`: 0 gives μ, the faithful picture; more add texture.
+        `generator`: a CPU generator for each picture; the same one gives the same picture in any batch.
+        `aug_level` in [0, 1): noise conditioning augmentation of this standard deviation (arXiv 2106.15282).
+        `callback_on_step_end(pipeline, step, timestep, {"sample": d})` may raise to stop.
+        `on_tile()` is called after each evaluation of a network on a tile.
+        Raises ValueError for what it does not take.
+        """
+        low_res = self._prepare(image)
+        self._check(low_res, num_inference_steps, aug_level, output_type)
+        tiling = tiling or Tiling()
+        generators = self._generators(generator, len(low_res))
+        height, width = low_res.shape[-2:]
+        per_position = self.unet.config.patch_size == SCALE
+        multiple = self.unet.multiple if per_position else max(self.unet.multiple // SCALE, 1)
+        level = low_res.new_full((len(low_res),), aug_level)
+        if aug_level:
+            low_res = augment(low_res, level, _noise(low_res.shape[1:], generators, low_res))
+        padded = F.pad(low_res, (0, -width % multiple, 0, -height % multiple), mode="replicate")
+
+        def encode(tile: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            encoded = self.encoder(tile, level)
+            return encoded.mean, encoded.log_scale, encoded.features
+
+        mean, log_scale, features = evaluate(encode, [padded], tiling, multiple, on_tile)
+        if num_inference_steps:
+            sample = self._denoise(features, num_inference_steps, generators, callback_on_step_end, tiling, on_tile)
+            scale = log_scale.float().exp().repeat_interleave(SCALE, -1).repeat_interleave(SCALE, -2)
+            mean = mean.float() + scale * F.pixel_shuffle(sample.float(), self.unet.config.patch_size)
+        high_res = mean[..., : SCALE * height, : SCALE * width].float().clamp(-1, 1)
+        if output_type == "pt":
+            return SR3Output(images=high_res)
+        arrays = to_uint8(high_res)
+        return SR3Output(images=arrays if output_type == "uint8" else [Image.fromarray(a) for a in arrays])
+
+    def _denoise(
+        self,
+        features: Tensor,
+        steps: int,
+        generators: Sequence[torch.Generator],
+        callback: Callable[..., dict[str, Tensor]] | None,
+        tiling: Tiling,
+        on_tile: Callable[[], None],
+    ) -> Tensor:
+        """The residual d (N, 3·patch², H, W), from noise drawn for the whole picture (SR3, algorithm 2, with any
+        scheduler in the place of its ancestral step)."""
+        patch = self.unet.config.patch_size
+        ratio = SCALE // patch
+        tiling = Tiling(tiling.size * ratio, tiling.overlap * ratio)
+        scheduler = type(self.scheduler).from_config(self.scheduler.config)
+        scheduler.set_timesteps(steps)
+        shape = (3 * patch**2, *features.shape[-2:])
+        sample = _noise(shape, generators, features) * float(scheduler.init_noise_sigma)
+        takes_generator = "generator" in scheduler.step.__code__.co_varnames
+        for index, timestep in enumerate(scheduler.timesteps):
+            gamma = scheduler_gamma(scheduler, timestep).to(features.device).expand(len(features))
+            scaled = scheduler.scale_model_input(sample, timestep).to(features.dtype)
+
+            def predict(noisy: Tensor, condition: Tensor, gamma: Tensor = gamma) -> tuple[Tensor]:
+                return (self.unet(noisy, condition, gamma),)
+
+            (output,) = evaluate(predict, [scaled, features], tiling, self.unet.multiple, on_tile)
+            extra = {"generator": list(generators)} if takes_generator else {}
+            sample = scheduler.step(output.float(), timestep, sample, **extra).prev_sample
+            if callback:
+                sample = (callback(self, index, int(timestep), {"sample": sample}) or {}).get("sample", sample)
+        return sample
+
+    def _prepare(self, image: Picture | Sequence[Picture]) -> Tensor:
+        parameter = next(self.unet.parameters())
+        return to_tensor(image).to(parameter.device, parameter.dtype)
+
+    def _check(self, low_res: Tensor, steps: int, aug_level: float, output_type: str) -> None:
+        if min(low_res.shape[-2:]) < SMALLEST_SIDE:
+            tall, wide = low_res.shape[-2:]
+            raise ValueError(f"the picture is {wide}x{tall}; both sides must be at least {SMALLEST_SIDE} pixels")
+        if steps < 0:
+            raise ValueError(f"num_inference_steps is {steps}; it must be 0 or more")
+        if steps == 0 and not self.encoder.config.num_blocks:
+            raise ValueError("this model has no regression estimate: num_inference_steps must be 1 or more")
+        if not 0 <= aug_level < 1:
+            raise ValueError(f"aug_level is {aug_level}; it must be at least 0 and less than 1")
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type is {output_type!r}; it must be one of {', '.join(OUTPUT_TYPES)}")
+
+    def _generators(self, generator: Generators, number: int) -> list[torch.Generator]:
+        if generator is None:
+            return [torch.Generator().manual_seed(torch.seed() % 2**63) for _ in range(number)]
+        generators = [generator] if isinstance(generator, torch.Generator) else list(generator)
+        if len(generators) != number:
+            raise ValueError(f"{len(generators)} generators for {number} pictures; there must be one for each")
+        return generators
+
+
+def _noise(shape: Sequence[int], generators: Sequence[torch.Generator], like: Tensor) -> Tensor:
+    """Standard normal noise (N, *shape), each picture's from its own CPU generator, in float32."""
+    drawn = [torch.randn(tuple(shape), generator=g, device=g.device) for g in generators]
+    return torch.stack(drawn).to(like.device)
+
+
+def resolve_device(device: str) -> torch.device:
+    """`auto` takes CUDA, then MPS, then the CPU."""
+    if device != "auto":
+        return torch.device(device)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def load(model: str | Path | None = None, device: str = "auto", dtype: str = "auto") -> SR3Pipeline:
+    """An SR3 pipeline from a local directory (the bundled weights by default), ready on its device.
+
+    `dtype`: float32, bfloat16, float16, or auto: bfloat16 on CUDA and float32 elsewhere.
+    Raises ModelError, with one line that says what is missing or wrong.
+    """
+    folder = Path(model) if model else Path(__file__).parent / "weights"
+    if not (folder / "model_index.json").is_file():
+        raise ModelError(f"{folder} is not an SR3 pipeline: it has no model_index.json")
+    place = resolve_device(device)
+    chosen = ("bfloat16" if place.type == "cuda" else "float32") if dtype == "auto" else dtype
+    if chosen not in ("float32", "bfloat16", "float16"):
+        raise ModelError(f"dtype is {dtype!r}; it must be auto, float32, bfloat16 or float16")
+    try:
+        pipeline = SR3Pipeline.from_pretrained(
+            folder, torch_dtype=getattr(torch, chosen), use_safetensors=True, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from None
+    return pipeline.to(place)

@@ -1,0 +1,88 @@
+"""The diffusion process of SR3 (Saharia et al., arXiv 2104.07636) as functions over tensors.
+
+`gamma` is the signal's share of the variance (the paper's γ; elsewhere ᾱ), of shape (N,), in [0, 1].
+"""
+
+import math
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+def cosine_gamma(time: Tensor) -> Tensor:
+    """γ(t) = cos²(πt/2) for t in [0, 1]: 1 (no noise) at 0, 0 (only noise) at 1.
+    Nichol and Dhariwal, arXiv 2102.09672, equation 17, without its offset."""
+    return torch.cos(0.5 * math.pi * time) ** 2
+
+
+def sample_gamma(schedule: Tensor, generator: torch.Generator, count: int) -> Tensor:
+    """γ of `count` training samples: t uniform, then γ uniform in (γ_{t-1}, γ_t) (SR3, section 2.4).
+
+    `schedule` (T + 1,) is γ_0 = 1, γ_1, …, γ_T on the CPU. Returns (count,).
+    """
+    step = torch.randint(1, len(schedule), (count,), generator=generator)
+    share = torch.rand(count, generator=generator)
+    return schedule[step] + share * (schedule[step - 1] - schedule[step])
+
+
+def add_noise(sample: Tensor, gamma: Tensor, noise: Tensor) -> Tensor:
+    """√γ y₀ + √(1 − γ) ε (SR3, equation 5). `sample` and `noise` (N, C, H, W), `gamma` (N,)."""
+    gamma = gamma.view(-1, 1, 1, 1)
+    return gamma.sqrt() * sample + (1 - gamma).sqrt() * noise
+
+
+def sample_from_noise(noisy: Tensor, gamma: Tensor, noise: Tensor) -> Tensor:
+    """ŷ₀ = (y_t − √(1 − γ) ε) / √γ (SR3, equation 10): the inverse of `add_noise`."""
+    gamma = gamma.view(-1, 1, 1, 1)
+    return (noisy - (1 - gamma).sqrt() * noise) / gamma.sqrt()
+
+
+def posterior(sample: Tensor, noisy: Tensor, gamma: Tensor, gamma_next: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (N, C, H, W) and variance (N, 1, 1, 1) of q(y_{t-1} | y₀, y_t) (SR3, equation 4).
+
+    `gamma` is γ_t and `gamma_next` γ_{t-1}, which is larger; α_t = γ_t / γ_{t-1}.
+    """
+    gamma, gamma_next = gamma.view(-1, 1, 1, 1), gamma_next.view(-1, 1, 1, 1)
+    alpha = gamma / gamma_next
+    mean = gamma_next.sqrt() * (1 - alpha) * sample + alpha.sqrt() * (1 - gamma_next) * noisy
+    return mean / (1 - gamma), (1 - gamma_next) * (1 - alpha) / (1 - gamma)
+
+
+def augment(low_res: Tensor, level: Tensor, noise: Tensor) -> Tensor:
+    """Noise conditioning augmentation (Ho et al., arXiv 2106.15282, section 4): variance-preserving noise of
+    standard deviation `level` (N,) in [0, 1), divided by √(1 − level²) so that colours keep their place."""
+    level = level.view(-1, 1, 1, 1)
+    return low_res + level / (1 - level**2).sqrt() * noise
+
+
+class HasSchedule(Protocol):
+    """What `scheduler_gamma` needs of a diffusers scheduler."""
+
+    alphas_cumprod: Tensor
+
+
+def scheduler_gamma(scheduler: HasSchedule, timestep: Tensor | float) -> Tensor:
+    """γ at a timestep of a diffusers scheduler, between its integer steps too: σ = √((1 − γ)/γ) is interpolated
+    linearly, as the schedulers that take fractional timesteps do. Returns a scalar on the CPU in float32."""
+    gammas = scheduler.alphas_cumprod.double().cpu().clamp(min=1e-12)
+    sigmas = ((1 - gammas) / gammas).sqrt()
+    time = min(max(float(timestep), 0.0), len(sigmas) - 1.0)
+    low = int(time)
+    high = min(low + 1, len(sigmas) - 1)
+    sigma = sigmas[low] + (time - low) * (sigmas[high] - sigmas[low])
+    return (1 / (1 + sigma**2)).float()
+
+
+def denoising_loss(output: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean squared error of a prediction of ε or of y₀ (SR3, equation 6 with p = 2), weighted if wished."""
+    error = (output - target) ** 2
+    return error.mean() if weight is None else (error * weight).mean()
+
+
+def scale_loss(log_scale: Tensor, squared_error: Tensor) -> Tensor:
+    """Negative log-likelihood, per number, of errors under a Gaussian of standard deviation exp(log_scale).
+
+    Both (N, 1, h, w): `squared_error` is the mean over what shares the scale, and is not differentiated.
+    """
+    return (log_scale + 0.5 * squared_error.detach() * (-2 * log_scale).exp()).mean()

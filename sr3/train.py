@@ -1,0 +1,251 @@
+"""Train an SR3 pipeline: `python -m sr3.train --data crops.safetensors --out run/sr3`.
+
+`data` is a pack that `python -m sr3.corpus` made, or a folder of pictures. OUT/pipeline is the result: a
+diffusers directory. The same command again goes on where the last one stopped.
+"""
+
+import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import DDIMScheduler, DDPMScheduler
+from torch import Tensor, nn
+
+from sr3.data import Mix, draw_record, load_pack, make_sample
+from sr3.loop import LoopConfig, fit, generator
+from sr3.model import SCALE, LowResEncoder, SR3UNet
+from sr3.pipeline import SR3Pipeline, resolve_device
+from sr3.process import add_noise, augment, cosine_gamma, denoising_loss, sample_gamma, scale_loss
+
+# The cosine schedule ends in pure noise; SR3's own is linear (arXiv 2104.07636, section 4, T = 2000).
+COSINE = {"num_train_timesteps": 1000, "beta_schedule": "squaredcos_cap_v2", "timestep_spacing": "trailing"}
+LINEAR = {"num_train_timesteps": 2000, "beta_schedule": "linear", "beta_start": 1e-6, "beta_end": 1e-2}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """The sizes of both networks, and what the denoiser predicts."""
+
+    channels: int = 64
+    num_blocks: int = 16
+    patch_size: int = 4
+    base_channels: int = 48
+    multipliers: tuple[int, ...] = (1, 2, 3)
+    unet_blocks: int = 1
+    attention_levels: tuple[int, ...] = ()
+    dropout: float = 0.0
+    paper: bool = False
+    """SR3 as published: bicubic concatenated at full resolution, ε predicted, ancestral sampling."""
+
+
+PRESETS = {
+    "bundled": Preset(),
+    "sr3-paper": Preset(3, 0, 1, 128, (1, 2, 4, 4, 8, 8), 3, (4,), 0.0, paper=True),
+    "sr3-paper-tiny": Preset(3, 0, 1, 16, (1, 2), 1, (1,), 0.0, paper=True),
+}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    data: Path
+    """A pack of crops, or a folder of pictures."""
+    out: Path
+    preset: str = "bundled"
+    """One of bundled, sr3-paper, sr3-paper-tiny."""
+    init: Path | None = None
+    """A pipeline directory whose weights to start from."""
+    crop_size: int = 128
+    """Pixels on a side of the training targets: a multiple of 32."""
+    mix: Mix = field(default_factory=Mix)
+    skip_bad: bool = False
+    """With a folder: name unreadable files and go on, in place of stopping."""
+    workers: int = 1
+    """Threads that prepare the next batch."""
+    seed: int = 0
+    loop: LoopConfig = field(default_factory=LoopConfig)
+
+
+def build(preset: Preset) -> SR3Pipeline:
+    """An untrained pipeline."""
+    encoder = LowResEncoder(preset.channels, preset.num_blocks)
+    unet = SR3UNet(
+        patch_size=preset.patch_size,
+        condition_channels=preset.channels,
+        base_channels=preset.base_channels,
+        multipliers=preset.multipliers,
+        num_blocks=preset.unet_blocks,
+        attention_levels=preset.attention_levels,
+        dropout=preset.dropout,
+    )
+    if preset.paper:
+        return SR3Pipeline(encoder, unet, DDPMScheduler(**LINEAR, prediction_type="epsilon", clip_sample=True))
+    scheduler = DDIMScheduler(
+        **COSINE,
+        prediction_type="sample",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        rescale_betas_zero_snr=False,
+    )
+    return SR3Pipeline(encoder, unet, scheduler)
+
+
+class Cascade(nn.Module):
+    """Encoder and denoiser as one module, for one forward pass of training."""
+
+    def __init__(self, encoder: LowResEncoder, unet: SR3UNet) -> None:
+        super().__init__()
+        self.encoder, self.unet = encoder, unet
+
+    def forward(
+        self, low_res: Tensor, high_res: Tensor, level: Tensor, gamma: Tensor, noise: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """μ (N, 3, 4h, 4w), log s (N, 1, h, w), the denoiser's output and the residual d (N, 3·patch², H, W)."""
+        encoded = self.encoder(low_res, level)
+        patch = self.unet.config.patch_size
+        with torch.autocast(low_res.device.type, enabled=False):
+            scale = F.interpolate(encoded.log_scale.detach().float().exp(), scale_factor=float(SCALE))
+            residual = (high_res - encoded.mean.detach().float()) / scale
+            residual = F.pixel_unshuffle(residual, patch)
+            noisy = add_noise(residual, gamma, noise)
+        output = self.unet(noisy, encoded.features.detach(), gamma)
+        return encoded.mean, encoded.log_scale, output, residual
+
+
+def losses(
+    model: nn.Module,
+    batch: tuple[Tensor, Tensor, Tensor],
+    draw: torch.Generator,
+    schedule: Tensor,
+    paper: bool,
+) -> dict[str, Tensor]:
+    """The terms of one step: `mean` (L1 on μ), `scale` and `denoising`. `total` is their sum.
+
+    `batch` is low_res (N, 3, h, w) and high_res (N, 3, 4h, 4w) in [-1, 1], and aug_level (N,); `schedule` (T + 1,).
+    """
+    low_res, high_res, level = batch
+    count, device = len(low_res), low_res.device
+    patch = 1 if paper else SCALE
+    gamma = sample_gamma(schedule, draw, count).to(device)
+    shape = (count, 3 * patch**2, high_res.shape[-2] // patch, high_res.shape[-1] // patch)
+    noise = torch.randn(shape, generator=draw).to(device)
+    low_res = augment(low_res, level, torch.randn(low_res.shape, generator=draw).to(device))
+    with torch.autocast(device.type, torch.bfloat16):
+        mean, log_scale, output, residual = model(low_res, high_res, level, gamma, noise)
+    output, mean, log_scale = output.float(), mean.float(), log_scale.float()
+    if paper:
+        total = denoising_loss(output, noise)
+        return {"total": total, "denoising": total}
+    error = F.avg_pool2d(((high_res - mean) ** 2).mean(1, keepdim=True), SCALE)
+    weight = log_scale.detach().exp()
+    terms = {
+        "mean": (mean - high_res).abs().mean(),
+        "scale": scale_loss(log_scale, error),
+        "denoising": denoising_loss(output, residual, weight / weight.mean()),
+    }
+    return {"total": 10 * terms["mean"] + 0.1 * terms["scale"] + terms["denoising"], **terms}
+
+
+def read_data(config: TrainConfig) -> np.ndarray:
+    """The crops (N, S, S, 3) of a pack, or cut from a folder."""
+    if config.data.is_dir():
+        from sr3.corpus import CorpusConfig, collect
+
+        corpus = CorpusConfig(config.out, (config.data,), (), size=max(192, config.crop_size), seed=config.seed)
+        crops, _, bad = collect(corpus)
+        for line in bad:
+            print(line, file=sys.stderr)
+        if bad and not config.skip_bad:
+            raise ValueError(f"{len(bad)} files could not be read; --skip-bad goes on without them")
+        if not crops:
+            raise ValueError(f"{config.data} holds no picture with texture")
+        return np.stack(crops)
+    return load_pack(config.data)[0]
+
+
+def make_batch(config: TrainConfig, crops: np.ndarray, step: int, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+    """low_res, high_res (in [-1, 1]) and aug_level of the rows of one step's batch."""
+    size = config.loop.batch_size
+    pairs, levels = [], []
+    for position in range(step * size, (step + 1) * size)[rows]:
+        record = draw_record((config.seed, *divmod(position, len(crops))), crops, config.crop_size, config.mix)
+        pairs.append(make_sample(record, crops, config.crop_size))
+        levels.append(record.aug_level)
+    low_res, high_res = (torch.from_numpy(np.stack(side)).permute(0, 3, 1, 2) for side in zip(*pairs, strict=True))
+    return low_res.mul(2).sub(1), high_res.mul(2).sub(1), torch.tensor(levels)
+
+
+def train(config: TrainConfig) -> SR3Pipeline:
+    """Train until the steps or the minutes are over; returns the pipeline with the averaged weights.
+
+    Raises ValueError for an unknown preset, and for data that cannot be used.
+    """
+    if config.preset not in PRESETS:
+        raise ValueError(f"preset is {config.preset!r}; it must be one of {', '.join(PRESETS)}")
+    preset = PRESETS[config.preset]
+    crops = read_data(config)
+    device = resolve_device(config.loop.device)
+    torch.manual_seed(config.seed)
+    pipeline = SR3Pipeline.from_pretrained(config.init, torch_dtype=torch.float32) if config.init else build(preset)
+    model = Cascade(pipeline.encoder, pipeline.unet).to(device)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if preset.paper:
+        betas = torch.cat([torch.ones(1), pipeline.scheduler.alphas_cumprod])
+        schedule = betas
+    else:
+        schedule = cosine_gamma(torch.linspace(0, 1, 1001))
+    pool = ThreadPoolExecutor(config.workers)
+    ready = {}
+
+    def loss(run: nn.Module, step: int, rows: slice) -> tuple[Tensor, dict[str, float]]:
+        for ahead in range(step, step + 1 + config.workers):
+            if ahead not in ready:
+                ready[ahead] = pool.submit(make_batch, config, crops, ahead, rows)
+        low_res, high_res, level = (t.to(device) for t in ready.pop(step).result())
+        terms = losses(run, (low_res, high_res, level), generator(config.seed, step), schedule, preset.paper)
+        return terms["total"], {k: float(v.detach()) for k, v in terms.items()}
+
+    def on_save(step: int) -> dict[str, Tensor]:
+        pipeline.save_pretrained(config.out / "pipeline", max_shard_size="15MB")
+        low_res, high_res, _ = make_batch(replace(config, seed=config.seed + 1), crops, 0, slice(0, 4))
+        images = [F.interpolate(low_res, scale_factor=4.0), high_res]
+        for steps in (0, 4) if not preset.paper else (10,):
+            draw = [torch.Generator().manual_seed(i) for i in range(len(low_res))]
+            images.append(pipeline(low_res, steps, draw, output_type="pt").images.cpu())
+        rows = [torch.cat(list(i), dim=2) for i in images]
+        return {"low_res, high_res, samples": torch.cat(rows, dim=1).add(1).div(2).clamp(0, 1)}
+
+    fit(model, loss, config.loop, config.out, on_save)
+    pool.shutdown()
+    return SR3Pipeline.from_pretrained(config.out / "pipeline")
+
+
+def from_json(path: Path) -> TrainConfig:
+    """A configuration from a file, for machines without tyro. Unknown keys are errors."""
+    values = json.loads(path.read_text())
+    values = {k: Path(v) if k in ("data", "out", "init") and v is not None else v for k, v in values.items()}
+    nested = {"mix": Mix, "loop": LoopConfig}
+    return TrainConfig(**{k: nested[k](**v) if k in nested else v for k, v in values.items()})
+
+
+def main() -> int:
+    if len(sys.argv) == 3 and sys.argv[1] == "--config":
+        config = from_json(Path(sys.argv[2]))
+    else:
+        import tyro
+
+        config = tyro.cli(TrainConfig, description=__doc__)
+    try:
+        train(config)
+    except ValueError as error:
+        print(f"sr3.train: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""`python -m service`: what it prints, what it returns, how it starts and ends."""
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+from service_fakes import FakeCascade
+
+from service.__main__ import main
+from service.cascade import Cascade
+from service.settings import Settings
+
+FAKE = "import sys; from service_fakes import FakeCascade; from service.__main__ import main; "
+SERVE = FAKE + "sys.exit(main(sys.argv[1:], lambda settings: FakeCascade()))"
+
+
+def fake(settings: Settings) -> Cascade:
+    return FakeCascade()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("SERVICE_PROT", "1", "SERVICE_PROT is not a setting; did you mean SERVICE_PORT?"),
+        ("SERVICE_PORT", "x", "SERVICE_PORT or --port: "),
+        ("SERVICE_SR_MODEL", "/no/such/place", "SERVICE_SR_MODEL or --sr-model: there is no such directory"),
+        ("SERVICE_HOST", "999.0.0.1", "cannot listen on 999.0.0.1:8000: "),
+    ],
+)
+def test_bad_start_is_one_line_and_status_2(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    variable: str,
+    value: str,
+    message: str,
+) -> None:
+    monkeypatch.setenv(variable, value)
+    assert main([], fake) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("python -m service: error: " + message)
+    assert err.count("\n") == 1
+
+
+def test_port_in_use_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["--port", str(port)], fake) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"python -m service: error: cannot listen on 127.0.0.1:{port}: Address already in use")
+    assert err.count("\n") == 1
+
+
+def test_models_that_do_not_load_are_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    def broken(settings: Settings) -> Cascade:
+        raise OSError("weights.safetensors is missing\n  from /models")
+
+    assert main(["--port", "0"], broken) == 2
+    out, err = capsys.readouterr()
+    assert "ready" not in out
+    line = "cannot load the models: OSError: weights.safetensors is missing from /models\n"
+    assert err == "python -m service: error: " + line
+
+
+def test_wrong_start_of_the_real_program_ends_with_status_2() -> None:
+    environ = {**os.environ, "SERVICE_PORT": "x"}
+    run = subprocess.run([sys.executable, "-m", "service"], env=environ, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout, run.stderr.count("\n")) == (2, "", 1)
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
+def test_it_says_when_it_is_ready_and_how_to_try_it(end: signal.Signals, tmp_path: Path) -> None:
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    command = [sys.executable, "-W", "error", "-c", SERVE, "--port", "0"]
+    with subprocess.Popen(command, env=environ, stdout=-1, stderr=-1, text=True) as process:
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(4)]
+        found = re.fullmatch(r"(http://127\.0\.0\.1:\d+) is ready; \1/docs describes it\. Try:\n", lines[1])
+        assert found, lines
+        assert lines[0] == f"{found[1]} is loading its models …\n"
+        assert httpx.get(found[1] + "/readyz").status_code == 200
+        curl = shlex.split("".join(lines[2:]).replace("\\\n", " "))
+        assert curl[:4] == ["curl", "-X", "POST", f"{found[1]}/generate?upscale=4"]
+        if shutil.which("curl"):
+            subprocess.run(curl, cwd=tmp_path, check=True, capture_output=True)
+            assert (tmp_path / "apple.png").read_bytes().startswith(b"\x89PNG")
+        process.send_signal(end)
+        out, err = process.communicate(timeout=20)
+    assert out == ""
+    assert "Traceback" not in err
+    assert process.returncode == (130 if end is signal.SIGINT else -signal.SIGTERM)

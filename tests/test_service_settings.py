@@ -1,0 +1,88 @@
+"""Settings come from variables and flags, and say in one line what is wrong with them."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from service.settings import BadSettings, Settings, load_settings
+
+
+def test_defaults_are_for_this_machine_and_the_bundled_models() -> None:
+    settings = load_settings([])
+    assert (settings.host, settings.port, settings.device) == ("127.0.0.1", 8000, "auto")
+    assert settings.base_model is settings.sr_model is None
+
+
+def test_variables_are_read_and_flags_come_before_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SERVICE_PORT", "9001")
+    monkeypatch.setenv("SERVICE_SR_STEPS", "0")
+    monkeypatch.setenv("SERVICE_GUIDANCE_SCALE", "2.5")
+    settings = load_settings(["--port", "9002"])
+    assert (settings.port, settings.sr_steps, settings.guidance_scale) == (9002, 0, 2.5)
+
+
+def test_empty_variable_is_as_good_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SERVICE_BASE_MODEL", "")
+    assert load_settings([]).base_model is None
+
+
+def test_variables_of_others_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_SERVICE_PORT", "1")
+    monkeypatch.setenv("SERVICES", "1")
+    assert load_settings([]) == Settings()
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        Settings().port = 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("SERVICE_PROT", "80", "SERVICE_PROT is not a setting; did you mean SERVICE_PORT?"),
+        ("service_steps", "3", "service_steps is not a setting; did you mean SERVICE_SR_STEPS?"),
+        ("SERVICE_QQ", "3", "SERVICE_QQ is not a setting; known are SERVICE_… AUG_LEVEL, BASE_MODEL"),
+        ("SERVICE_PORT", "80x", "SERVICE_PORT or --port: .*integer.*, got '80x'"),
+        ("SERVICE_PORT", "65536", "SERVICE_PORT or --port: .*65535, got '65536'"),
+        ("SERVICE_DTYPE", "int8", "SERVICE_DTYPE or --dtype: .*'float16' or 'bfloat16', got 'int8'"),
+        ("SERVICE_DEVICE", "gpu", "SERVICE_DEVICE or --device: .*auto.*, got 'gpu'"),
+        ("SERVICE_SR_STEPS", "51", "SERVICE_SR_STEPS or --sr-steps: .*50, got '51'"),
+        ("SERVICE_AUG_LEVEL", "nan", "SERVICE_AUG_LEVEL or --aug-level: .*, got 'nan'"),
+        ("SERVICE_QUEUE_SIZE", "0", "SERVICE_QUEUE_SIZE or --queue-size: .*1, got '0'"),
+        ("SERVICE_BASE_MODEL", "/no/such/place", "SERVICE_BASE_MODEL or --base-model: there is no such dir"),
+        ("SERVICE_SR_MODEL", __file__, "SERVICE_SR_MODEL or --sr-model: this is a file"),
+        ("SERVICE_SR_MODEL", str(Path(__file__).parent), "--sr-model: the directory has no model_index.json"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(BadSettings, match=message) as raised:
+        load_settings([])
+    assert "\n" not in str(raised.value)
+
+
+def test_all_that_is_wrong_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SERVICE_PORT", "x")
+    monkeypatch.setenv("SERVICE_DTYPE", "x")
+    with pytest.raises(BadSettings, match="SERVICE_PORT.*; SERVICE_DTYPE"):
+        load_settings([])
+
+
+def test_unknown_flag_ends_the_program_with_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        load_settings(["--prot", "1"])
+    assert ended.value.code == 2
+    assert "unrecognized arguments: --prot" in capsys.readouterr().err
+
+
+def test_directory_of_a_pipeline_and_a_hub_id_are_models(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text("{}")
+    settings = load_settings(["--base-model", "someone/some-model.v1", "--sr-model", str(tmp_path)])
+    assert (settings.base_model, settings.sr_model) == ("someone/some-model.v1", str(tmp_path))
+    assert load_settings(["--base-model", str(tmp_path)]).base_model == str(tmp_path)
+    with pytest.raises(BadSettings, match="--sr-model: there is no such directory"):
+        load_settings(["--sr-model", "someone/some-model.v1"])
