@@ -40,8 +40,7 @@ def apply_plan(image: np.ndarray, plan: Plan) -> np.ndarray:
     height, width = image.shape[:2]
     if (height, width) != tuple(plan.size):
         raise ValueError(
-            f"the plan is for {plan.size[0]}×{plan.size[1]} (height × width) pixels, "
-            f"the image has {height}×{width}"
+            f"the plan is for {plan.size[0]}×{plan.size[1]} (height × width) pixels, the image has {height}×{width}"
         )
     check_multiple(height, width, plan.scale)
     result = target(image, plan)

@@ -19,9 +19,7 @@ from degradation.draw import check_multiple, size_after
 from degradation.plan import Decimate, Jpeg, Plan, Resize, Step
 
 
-def apply_plans_batched(
-    images: Tensor, plans: Sequence[Plan], generator: torch.Generator | None = None
-) -> Tensor:
+def apply_plans_batched(images: Tensor, plans: Sequence[Plan], generator: torch.Generator | None = None) -> Tensor:
     """(N, 3, H, W) float32 RGB in [0, 1] and N plans → (N, 3, H/scale, W/scale), on the same device.
 
     What ``apply_plan`` does, to within rounding (over 45 dB for each step alone; over 38 dB for JPEG,
@@ -51,14 +49,12 @@ def _run(images: Tensor, steps: Sequence[tuple[Step, ...]], generator: torch.Gen
     canvas = images
     sizes: list[Size] = [(images.shape[2], images.shape[3])] * len(images)
     done = [0] * len(images)
-    while waiting := _waiting(steps, done, sizes):
+    while waiting := _waiting(steps, done):
         group = max(waiting.values(), key=len)
         group_steps = [steps[i][done[i]] for i in group]
         height, width = (max(sizes[i][axis] for i in group) for axis in (0, 1))
         index = torch.tensor(group, device=images.device)
-        changed = apply_group(
-            canvas[index, :, :height, :width], [sizes[i] for i in group], group_steps, generator
-        )
+        changed = apply_group(canvas[index, :, :height, :width], [sizes[i] for i in group], group_steps, generator)
         for i, step in zip(group, group_steps, strict=True):
             sizes[i] = size_after(step, sizes[i])
             done[i] += 1
@@ -69,22 +65,18 @@ def _run(images: Tensor, steps: Sequence[tuple[Step, ...]], generator: torch.Gen
     return canvas[:, :, :height, :width].clone()
 
 
-def _waiting(
-    steps: Sequence[tuple[Step, ...]], done: Sequence[int], sizes: Sequence[Size]
-) -> dict[Hashable, list[int]]:
+def _waiting(steps: Sequence[tuple[Step, ...]], done: Sequence[int]) -> dict[Hashable, list[int]]:
     """Which images wait for which kind of step."""
     waiting: dict[Hashable, list[int]] = defaultdict(list)
     for i, count in enumerate(done):
         if count < len(steps[i]):
-            waiting[_kind(steps[i][count], sizes[i])].append(i)
+            waiting[_kind(steps[i][count])].append(i)
     return waiting
 
 
-def _kind(step: Step, size: Size) -> Hashable:
+def _kind(step: Step) -> Hashable:
     """Steps of one kind can be taken together."""
     match step:
-        case Resize(height, width, "area"):
-            return Resize, "area" if height <= size[0] and width <= size[1] else "area-up"
         case Resize():
             return Resize, step.interpolation
         case Decimate():

@@ -46,20 +46,24 @@ def jpeg_batch(images: Tensor, quality: Tensor, subsampling: str) -> Tensor:
     if images.shape[2] % 16 or images.shape[3] % 16:
         raise ValueError(f"JPEG in batches takes multiples of 16 pixels, got {tuple(images.shape[2:])}")
     pixels = torch.round(images.clamp(0, 1) * 255)
-    ycc = torch.einsum("cd,ndhw->nchw", images.new_tensor(_TO_YCC), pixels)
-    ycc[:, 0] -= 128
-    luma = _quantise(ycc[:, :1], _table(quality, _LUMA))
+    ycc = torch.round(torch.einsum("cd,ndhw->nchw", images.new_tensor(_TO_YCC), pixels))
+    luma = _quantise(ycc[:, :1] - 128, _table(quality, _LUMA)) + 128
     strides = _STRIDES[subsampling]
-    chroma = F.avg_pool2d(ycc[:, 1:], strides) if strides != (1, 1) else ycc[:, 1:]
-    chroma = _quantise(chroma, _table(quality, _CHROMA))
+    chroma = _quantise(_subsample(ycc[:, 1:], strides), _table(quality, _CHROMA))
     if strides != (1, 1):  # libjpeg enlarges with a triangle filter: weights 3/4 and 1/4
-        chroma = F.interpolate(chroma, size=luma.shape[2:], mode="bilinear", align_corners=False)
-    ycc = torch.cat([luma + 128, chroma], dim=1).clamp(
-        ycc.new_tensor([0.0, -128.0, -128.0])[:, None, None],
-        ycc.new_tensor([255.0, 127.0, 127.0])[:, None, None],
-    )
-    rgb = torch.einsum("cd,ndhw->nchw", images.new_tensor(_TO_RGB), torch.round(ycc))
+        chroma = torch.round(F.interpolate(chroma, size=luma.shape[2:], mode="bilinear"))
+    rgb = torch.einsum("cd,ndhw->nchw", images.new_tensor(_TO_RGB), torch.cat([luma, chroma], dim=1))
     return torch.round(rgb).clamp(0, 255) / 255
+
+
+def _subsample(chroma: Tensor, strides: tuple[int, int]) -> Tensor:
+    """Means of 1, 2 or 4 pixels; halves are rounded down and up in turn, as in libjpeg."""
+    if strides == (1, 1):
+        return chroma
+    count = strides[0] * strides[1]
+    means = F.avg_pool2d(chroma, strides)
+    turn = torch.arange(means.shape[3], device=chroma.device) % 2
+    return torch.floor(means + (turn + count // 2 - 1) / count)
 
 
 def _table(quality: Tensor, base: tuple[tuple[int, ...], ...]) -> Tensor:
@@ -71,13 +75,14 @@ def _table(quality: Tensor, base: tuple[tuple[int, ...], ...]) -> Tensor:
 
 
 def _quantise(planes: Tensor, table: Tensor) -> Tensor:
-    """(n, c, h, w) through the cosine transform of its 8 × 8 blocks, rounded to steps, and back."""
+    """(n, c, h, w) in −128…127 through the cosine transform of 8 × 8 blocks, rounded to steps, and back."""
     n, channels, height, width = planes.shape
     transform = planes.new_tensor(_cosines())
     blocks = planes.view(n, channels, height // 8, 8, width // 8, 8).transpose(3, 4)
     steps = table[:, None, None, None]
     coefficients = torch.round(transform @ blocks @ transform.T / steps) * steps
     restored = transform.T @ coefficients @ transform
+    restored = torch.round(restored).clamp(-128, 127)
     return restored.transpose(3, 4).reshape(n, channels, height, width)
 
 

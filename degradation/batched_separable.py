@@ -41,29 +41,21 @@ def blur_matrix(taps: Tensor, sizes: Sequence[int], start: int = 0, stride: int 
 def resize_matrix(old: Sequence[int], new: Sequence[int], method: str, device: torch.device) -> Tensor:
     """(n, max new, max old): each resize from old[i] to new[i] pixels as degradation.resize does it.
 
-    ``method`` is linear, cubic, bicubic, area, or area-up (how OpenCV enlarges with area).
+    ``method`` is linear, cubic, area or bicubic.
     """
     old_size = torch.tensor(old, device=device)[:, None, None]
     ratio = old_size / torch.tensor(new, device=device, dtype=torch.float64)[:, None, None]
     i = torch.arange(max(new), device=device)[None, :, None]
-    if method == "area":
-        return _area(i, ratio, max(old))
     centre = (i + 0.5) * ratio - 0.5
     if method == "bicubic":
         return _antialiased(centre, ratio, old_size, max(old))
-    if method == "area-up":
-        first = torch.floor(i * ratio)
-        part = (i + 1) - (first + 1) / ratio
-        part = torch.where(part <= 0, 0, part - torch.floor(part))
-        weights = torch.cat([1 - part, part], dim=-1)
-        index = first.long() + torch.arange(2, device=device)
-    else:
-        taps = torch.arange(2, device=device) if method == "linear" else torch.arange(-1, 3, device=device)
-        index = torch.floor(centre).long() + taps
-        distance = (centre - index).abs()
-        weights = 1 - distance if method == "linear" else _cubic(distance, -0.75)
-    index = torch.minimum(index.clamp(min=0), old_size - 1)
-    return _scatter(index, weights.float(), max(old))
+    if method == "area":
+        return torch.where(ratio >= 1, _shrink(i, ratio, max(old)), _enlarge(i, ratio, old_size, max(old)))
+    taps = torch.arange(2, device=device) if method == "linear" else torch.arange(-1, 3, device=device)
+    index = torch.floor(centre).long() + taps
+    distance = (centre - index).abs()
+    weights = 1 - distance if method == "linear" else _cubic(distance, -0.75)
+    return _scatter(torch.minimum(index.clamp(min=0), old_size - 1), weights.float(), max(old))
 
 
 def _scatter(index: Tensor, weights: Tensor, width: int) -> Tensor:
@@ -72,8 +64,18 @@ def _scatter(index: Tensor, weights: Tensor, width: int) -> Tensor:
     return dense.scatter_add_(2, index.expand(weights.shape), weights)
 
 
-def _area(i: Tensor, ratio: Tensor, width: int) -> Tensor:
-    """Each output pixel averages the input that it covers."""
+def _enlarge(i: Tensor, ratio: Tensor, old_size: Tensor, width: int) -> Tensor:
+    """How OpenCV enlarges with area: linear only where an output pixel touches two input pixels."""
+    first = torch.floor(i * ratio)
+    part = (i + 1) - (first + 1) / ratio
+    part = torch.where(part <= 0, 0, part - torch.floor(part))
+    index = first.long() + torch.arange(2, device=i.device)
+    weights = torch.cat([1 - part, part], dim=-1).float()
+    return _scatter(torch.minimum(index.clamp(min=0), old_size - 1), weights, width)
+
+
+def _shrink(i: Tensor, ratio: Tensor, width: int) -> Tensor:
+    """Area: each output pixel averages the input that it covers."""
     j = torch.arange(width, device=i.device)
     covered = torch.minimum((i + 1) * ratio, (j + 1).double()) - torch.maximum(i * ratio, j.double())
     return (covered.clamp(min=0) / ratio).float()

@@ -59,13 +59,9 @@ def apply_group(
     raise TypeError(f"not a step: {steps[0]!r}")
 
 
-def _blur(
-    images: Tensor, sizes: Sequence[Size], sigmas: Sequence[float], kernel_sizes: Sequence[int]
-) -> Tensor:
+def _blur(images: Tensor, sizes: Sequence[Size], sigmas: Sequence[float], kernel_sizes: Sequence[int]) -> Tensor:
     if any(size % 2 == 0 for size in kernel_sizes):
-        raise ValueError(
-            f"a kernel's size must be odd, so that it does not shift the image; got {kernel_sizes}"
-        )
+        raise ValueError(f"a kernel's size must be odd, so that it does not shift the image; got {kernel_sizes}")
     sigma = torch.tensor(sigmas, device=images.device, dtype=torch.float64)
     kernel_size = torch.tensor(kernel_sizes, device=images.device)
     taps = gaussian_taps(sigma, kernel_size, torch.zeros_like(sigma), max(kernel_sizes))
@@ -89,8 +85,6 @@ def _anisotropic_blur(images: Tensor, sizes: Sequence[Size], steps: Sequence[Ani
 
 def _resize(images: Tensor, sizes: Sequence[Size], steps: Sequence[Resize]) -> Tensor:
     method = steps[0].interpolation
-    if method == "area" and any(s.height > h or s.width > w for s, (h, w) in zip(steps, sizes, strict=True)):
-        method = "area-up"
     rows = resize_matrix([h for h, _ in sizes], [s.height for s in steps], method, images.device)
     columns = resize_matrix([w for _, w in sizes], [s.width for s in steps], method, images.device)
     return apply_separable(images, rows, columns).clamp(0, 1)
@@ -115,9 +109,7 @@ def _jpeg(images: Tensor, sizes: Sequence[Size], steps: Sequence[Jpeg]) -> Tenso
     heights, widths = extents(sizes, images.device)
     rows = torch.arange(-(-height // 16) * 16, device=images.device)
     columns = torch.arange(-(-width // 16) * 16, device=images.device)
-    padded = gather(
-        images, torch.minimum(rows, heights[:, None] - 1), torch.minimum(columns, widths[:, None] - 1)
-    )
+    padded = gather(images, torch.minimum(rows, heights[:, None] - 1), torch.minimum(columns, widths[:, None] - 1))
     quality = torch.tensor([step.quality for step in steps], device=images.device)
     return jpeg_batch(padded, quality, steps[0].subsampling)[:, :, :height, :width]
 

@@ -52,7 +52,7 @@ def describe(step: Step) -> tuple[Family, str]:
         case PoissonNoise(peak, grey, _):
             return "noise", f"Poisson, {peak:.0f} photons{', grey' if grey else ''}"
         case CameraNoise():
-            return "camera", f"Camera noise, shot {step.shot:.2g}, read {step.read:.0e}"
+            return "camera", f"Camera noise, shot {step.shot:.2g}"
         case Jpeg(quality, subsampling):
             return "jpeg", f"JPEG quality {quality}, {subsampling}"
     raise TypeError(f"not a step: {step!r}")

@@ -12,7 +12,7 @@ from degradation import drawing
 from degradation.drawing import Colour
 
 WIDTH, HEIGHT = 460, 330
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 20, 62, 46
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 20, 68, 46
 
 
 def card(title: str, about: str = "") -> np.ndarray:
@@ -146,7 +146,7 @@ def _axes(
         drawing.draw_text(chart, x, HEIGHT - _BOTTOM + 18, label, 12, colour=drawing.GREY, align="middle")
     cv2.line(chart, (_LEFT, HEIGHT - _BOTTOM), (WIDTH - _RIGHT, HEIGHT - _BOTTOM), drawing.GREY, 1)
     drawing.draw_text(chart, WIDTH - _RIGHT, HEIGHT - 11, x_name, 12, colour=drawing.GREY, align="right")
-    drawing.draw_text(chart, 18, _TOP + 6, y_name, 12, colour=drawing.GREY)
+    drawing.draw_text(chart, 18, _TOP + 9, y_name, 12, colour=drawing.GREY)
 
 
 def _ticks(low: float, high: float) -> list[float]:

@@ -184,9 +184,7 @@ def _draw_rescale(
     if up <= draw < up + keep:
         return None
     by = rng.uniform(1, 2) if draw < up else rng.uniform(0.5 / factor, 1)
-    height, width = (
-        max(1, math.ceil(low / 2), round(side * by)) for side, low in zip(current, low_size, strict=True)
-    )
+    height, width = (max(1, math.ceil(low / 2), round(side * by)) for side, low in zip(current, low_size, strict=True))
     return Resize(height, width, _choice(rng, preset.interpolations))
 
 

@@ -75,9 +75,7 @@ def draw_card(sheet: np.ndarray, x: int, y: int, width: int, height: int, radius
     _round_rectangle(sheet, x + 1, y + 1, width - 2, height - 2, radius - 1, CARD)
 
 
-def _round_rectangle(
-    sheet: np.ndarray, x: int, y: int, width: int, height: int, radius: int, colour: Colour
-) -> None:
+def _round_rectangle(sheet: np.ndarray, x: int, y: int, width: int, height: int, radius: int, colour: Colour) -> None:
     left, right, top, bottom = x + radius, x + width - radius - 1, y + radius, y + height - radius - 1
     cv2.rectangle(sheet, (left, y), (right, y + height - 1), colour, -1)
     cv2.rectangle(sheet, (x, top), (x + width - 1, bottom), colour, -1)

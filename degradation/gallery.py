@@ -80,10 +80,16 @@ def _section(record: Record, whole: np.ndarray) -> Section:
         low = resize(image, image.shape[0] // scale, image.shape[1] // scale)
         panels.append(Panel("Bicubic", low, note="antialiased, and nothing else"))
     panels += [_plan_panel(image, plan, number) for number, plan in enumerate(record.plans, start=1)]
-    about = f"{whole.shape[1]} × {whole.shape[0]} pixels"
-    if whole.shape[:2] != image.shape[:2]:
-        about += f"; the bright part, {image.shape[1]} × {image.shape[0]}, is shown below"
-    return Section(Path(source.path).name, about, whole, source.box, tuple(panels))
+    return Section(Path(source.path).name, _about(whole, image), whole, source.box, tuple(panels))
+
+
+def _about(whole: np.ndarray, shown: np.ndarray) -> str:
+    size, part = (f"{image.shape[1]} × {image.shape[0]}" for image in (whole, shown))
+    if shown.size == whole.size:
+        return f"{size} pixels"
+    if shown.size > 0.9 * whole.size:
+        return f"{size} pixels, cut to {part}"
+    return f"{size} pixels; the bright part, {part}, is shown below"
 
 
 def _plan_panel(image: np.ndarray, plan: Plan, number: int) -> Panel:

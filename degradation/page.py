@@ -39,8 +39,7 @@ def _version(panel: Panel) -> dict[str, Any]:
         "height": panel.image.shape[0],
         "image": _data_url(panel.image),
         "steps": [
-            {"colour": f"rgb{FAMILY_COLOURS[family]}", "family": family, "text": text}
-            for family, text in captions
+            {"colour": f"rgb{FAMILY_COLOURS[family]}", "family": family, "text": text} for family, text in captions
         ],
     }
 
@@ -114,10 +113,10 @@ const pictures = {pictures};
 const at = id => document.getElementById(id);
 let picture = 0, version = 1, flipped = false;
 
-function button(image, text, pressed, choose) {
+function button(image, text, pressed, act) {
   const b = document.createElement("button"), i = document.createElement("img");
   i.src = image; i.alt = "";
-  b.type = "button"; b.append(i, text); b.setAttribute("aria-pressed", pressed); b.onclick = choose;
+  b.type = "button"; b.append(i, text); b.setAttribute("aria-pressed", pressed); b.onclick = act;
   return b;
 }
 function show() {

@@ -91,9 +91,7 @@ class Preset:
         if self.jpeg_qualities[1] > 100:
             raise ValueError(f"preset {self.name}: jpeg_qualities {self.jpeg_qualities} must be in 1–100")
         if not 0 <= self.blur_strength < 1000:
-            raise ValueError(
-                f"preset {self.name}: blur_strength {self.blur_strength} must be ≥ 0 and moderate"
-            )
+            raise ValueError(f"preset {self.name}: blur_strength {self.blur_strength} must be ≥ 0 and moderate")
         self._check_names("scales", self.scales, (1, 2, 3, 4, 8))
         self._check_names("slots", self.slots, get_args(Slot), may_be_empty=True)
         self._check_names("interpolations", self.interpolations, INTERPOLATIONS)

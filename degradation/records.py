@@ -38,9 +38,7 @@ class Record:
     by_hand: tuple[Step, ...] = ()
 
 
-def choose_source(
-    path: Path, box_size: tuple[int, int], max_side: int, multiple: int = 1
-) -> tuple[Source, np.ndarray]:
+def choose_source(path: Path, box_size: tuple[int, int], max_side: int, multiple: int = 1) -> tuple[Source, np.ndarray]:
     """The part of a picture to show, and the whole at the size from which it is cut.
 
     The whole is shrunk until no side is over ``max_side`` (0: never). The box is the one with the
@@ -53,13 +51,10 @@ def choose_source(
     if max_side and longest > max_side:
         image = _shrink(image, max_side / longest)
     height, width = (
-        min(have, wanted or have) // multiple * multiple
-        for have, wanted in zip(image.shape[:2], box_size, strict=True)
+        min(have, wanted or have) // multiple * multiple for have, wanted in zip(image.shape[:2], box_size, strict=True)
     )
     if not (height and width):
-        raise ValueError(
-            f"{path}: {image.shape[1]} × {image.shape[0]} pixels cannot be made {multiple} times smaller"
-        )
+        raise ValueError(f"{path}: {image.shape[1]} × {image.shape[0]} pixels cannot be made {multiple} times smaller")
     top, left = _most_detailed(image, height, width)
     return Source(str(path), file_hash(path), max_side, (top, left, height, width)), image
 

@@ -100,7 +100,7 @@ def _draw_header(section: Section, width: int) -> np.ndarray:
     header = drawing.canvas(96, width)
     thumbnail = np.rint(drawing.fit(section.whole, height, thumb_width) * 255).astype(np.uint8)
     top, left, box_height, box_width = (round(value * ratio) for value in section.box)
-    if (box_height, box_width) != (height, thumb_width):
+    if box_height * box_width < 0.9 * height * thumb_width:
         bottom, right = min(height, top + box_height) - 1, min(thumb_width, left + box_width) - 1
         inside = thumbnail[top : bottom + 1, left : right + 1].copy()
         thumbnail = (thumbnail * 0.55).astype(np.uint8)
@@ -154,7 +154,7 @@ def _enlarge(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _columns(panels: int, card_width: int) -> int:
-    """As many as fit a sheet of about 1,600 pixels, with the fewest places left empty in the last row."""
-    most = max(2, min(5, 1600 // (card_width + _GAP)))
-    choices = range(min(panels, max(2, most - 1)), min(panels, most) + 1)
+    """As many as fit a sheet of about 1,700 pixels, with the fewest places left empty in the last row."""
+    most = max(2, min(5, 1720 // (card_width + _GAP)))
+    choices = range(min(panels, max(2, most - 2)), min(panels, most) + 1)
     return max(choices, key=lambda columns: (-(math.ceil(panels / columns) * columns - panels), columns))

@@ -113,8 +113,7 @@ def _interpolations(plans: Sequence[Plan]) -> np.ndarray:
 
 def _sizes(plans: Sequence[Plan]) -> np.ndarray:
     smallest = [
-        min([step.height for step in plan.steps if isinstance(step, Resize)], default=plan.size[0])
-        for plan in plans
+        min([step.height for step in plan.steps if isinstance(step, Resize)], default=plan.size[0]) for plan in plans
     ]
     final = plans[0].size[0] // plans[0].scale
     about = f"fewest rows on the way; the result has {final}"

@@ -92,7 +92,7 @@ def train_autoencoder(config: "AutoencoderConfig") -> None:
     device = resolve_device(config.loop.device)
     autoencoder = build_autoencoder(pictures.shape[1], config.latent_channels)
     if config.init:
-        autoencoder = AutoencoderKL.from_pretrained(config.init, torch_dtype=torch.float32)
+        autoencoder = AutoencoderKL.from_pretrained(config.init, dtype=torch.float32)
     autoencoder.set_attn_processor(AttnProcessor())
     model = Autoencoding(autoencoder).to(device)  # contiguous: group norm's backward is slow on channels-last
     size = autoencoder.config.sample_size // 8

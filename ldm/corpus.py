@@ -138,7 +138,8 @@ def render(svg: str, size: int) -> np.ndarray:
     """An SVG document as uint8 RGBA (size, size, 4), not premultiplied, centred."""
     import resvg_py
 
-    png = resvg_py.svg_to_bytes(svg_string=svg, width=4 * size, height=4 * size)
+    side = size * (4 if size <= 128 else 2)  # then reduced by area
+    png = resvg_py.svg_to_bytes(svg_string=svg, width=side, height=side)
     large = np.asarray(Image.open(io.BytesIO(bytes(png))).convert("RGBA"))
     alpha = large[..., 3:].astype(np.float32) / 255
     small = cv2.resize(np.dstack([large[..., :3] * alpha, alpha]), (size, size), interpolation=cv2.INTER_AREA)
@@ -187,9 +188,8 @@ def write_folder(folder: Path, config: CorpusConfig, manifest: list[dict[str, st
     lines = {m["package"].split("/")[-1]: (m["package"], m["version"], m["licence"]) for m in manifest}
     (folder / "manifest.json").write_text(json.dumps(lines, indent=1))
     number = 0
-    for number, (record, picture) in enumerate(
-        drawings(config.cache.expanduser(), config.size, config.everyday_only), 1
-    ):
+    for record, picture in drawings(config.cache.expanduser(), config.size, config.everyday_only):
+        number += 1
         name = f"{record.style}__{_slug(record.label)}.png"
         cv2.imwrite(str(folder / name), cv2.cvtColor(picture, cv2.COLOR_RGBA2BGRA))
     return number

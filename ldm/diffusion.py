@@ -108,7 +108,7 @@ def starting_pipeline(
     """The pipeline to train: of `config.init` with this autoencoder, or new."""
     if config.init:
         return StableDiffusionPipeline.from_pretrained(
-            config.init, vae=autoencoder, torch_dtype=torch.float32, local_files_only=True
+            config.init, vae=autoencoder, dtype=torch.float32, local_files_only=True
         )
     torch.manual_seed(config.seed)
     tokenizer = train_tokenizer(samples.all_captions())
@@ -131,7 +131,7 @@ def train_diffusion(config: "DiffusionConfig") -> None:
     device = resolve_device(config.loop.device)
     if config.loop.threads:
         torch.set_num_threads(config.loop.threads)
-    autoencoder = AutoencoderKL.from_pretrained(config.autoencoder, torch_dtype=torch.float32).eval().to(device)
+    autoencoder = AutoencoderKL.from_pretrained(config.autoencoder, dtype=torch.float32).eval().to(device)
     samples = Samples(config, autoencoder)
     print(
         f"{len(samples.records)} drawings, {len(samples.latents)} latents, std {samples.latents.std():.3f}",

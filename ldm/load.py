@@ -44,7 +44,7 @@ def load(
     try:
         pipeline = AutoPipelineForText2Image.from_pretrained(
             source,
-            torch_dtype=getattr(torch, chosen),
+            dtype=getattr(torch, chosen),
             use_safetensors=True,
             local_files_only=not allow_download,
         )

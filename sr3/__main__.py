@@ -62,6 +62,7 @@ def run(options: Options) -> None:
     out = check(options)
     picture = read(options.image)
     height, width, _ = picture.pixels.shape
+    from diffusers.utils.logging import disable_progress_bar
     from tqdm import tqdm
 
     from sr3.enlarge import enlarge
@@ -71,6 +72,7 @@ def run(options: Options) -> None:
 
     tiling = Tiling(options.tile, min(48, (options.tile - 1) // 2))
     seed = secrets.randbelow(2**32) if options.seed is None else options.seed
+    disable_progress_bar()
     pipeline = load(options.model, options.device)
     if options.scheduler:
         pipeline = with_scheduler(pipeline, options.scheduler)

@@ -1,7 +1,7 @@
 """Build a pack of training crops: `python -m sr3.corpus --pack crops.safetensors [--folders FOLDER...]`.
 
 Takes photographs and stamps from Debian packages (with Debian's own client) and every picture below `folders`,
-keeps one picture in twelve for evaluation by its hash, and cuts textured crops from the others.
+keeps some for evaluation by their hash, and cuts textured crops from the others.
 """
 
 import hashlib
@@ -30,7 +30,8 @@ LICENCES = {
     "tuxpaint-stamps-default": "GPL-2.0-or-later",
 }
 SMALLEST_TEXTURE = 4.0
-LARGE = 2_000_000
+HALVED = 2_000_000  # pixels from which a picture is halved
+PHOTOGRAPH = 150_000  # bytes from which a file is taken for a photograph; a smaller one for a drawing
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,9 @@ def fetch(package: str, cache: Path) -> tuple[Path, str]:
     return folder, (folder / "version").read_text()
 
 
-def is_held_out(digest: str) -> bool:
-    """Whether the picture of this SHA-256 is kept for evaluation: one in twelve."""
-    return int(digest, 16) % 12 == 0
+def is_held_out(digest: str, photograph: bool) -> bool:
+    """Whether the picture of this SHA-256 is kept for evaluation: one photograph in six, one drawing in twelve."""
+    return int(digest, 16) % (6 if photograph else 12) == 0
 
 
 def thumbnail(pixels: np.ndarray) -> np.ndarray:
@@ -144,7 +145,7 @@ def files(config: CorpusConfig) -> Iterator[tuple[Path, str, str, str]]:
 
 def sharp(pixels: np.ndarray) -> np.ndarray:
     """Large pictures halved, which removes the blocks of their JPEG compression and makes edges sharp."""
-    if pixels.shape[0] * pixels.shape[1] < LARGE:
+    if pixels.shape[0] * pixels.shape[1] < HALVED:
         return pixels
     return cv2.resize(pixels, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
 
@@ -152,14 +153,18 @@ def sharp(pixels: np.ndarray) -> np.ndarray:
 def collect(config: CorpusConfig) -> tuple[list[np.ndarray], list[Source], list[str]]:
     """Crops, the manifest, and the names of files that could not be read."""
     listed = list(files(config))
-    large = sum(path.stat().st_size > 150_000 for path, *_ in listed) or 1
-    quota = max(config.crops // (2 * large), 1), max(config.crops // max(2 * (len(listed) - large), 1), 1)
+    photographs = sum(path.stat().st_size > PHOTOGRAPH for path, *_ in listed)
+    quota = {
+        True: max(config.crops // (2 * max(photographs, 1)), 1),
+        False: max(config.crops // (2 * max(len(listed) - photographs, 1)), 1),
+    }
     crops: list[np.ndarray] = []
     sources: list[Source] = []
     seen: list[np.ndarray] = []
     bad: list[str] = []
-    for index, (path, package, version, licence) in enumerate(tqdm(listed, unit="picture")):
+    for index, (path, package, version, licence) in enumerate(tqdm(listed, unit="picture", mininterval=5)):
         data = path.read_bytes()
+        large = len(data) > PHOTOGRAPH
         rng = np.random.default_rng([config.seed, index])
         try:
             pixels = sharp(opaque_rgb(read(data, max_pixels=200_000_000).pixels, rng))
@@ -167,18 +172,16 @@ def collect(config: CorpusConfig) -> tuple[list[np.ndarray], list[Source], list[
             bad.append(f"{path}: {error}")
             continue
         mark = thumbnail(pixels)
-        if texture(pixels) < SMALLEST_TEXTURE / 4 or (
-            len(data) > 150_000 and seen and np.max(np.stack(seen) @ mark) > 0.97 * mark.size
-        ):
+        copy = large and seen and np.max(np.stack(seen) @ mark) > 0.97 * mark.size
+        if copy or texture(pixels) < SMALLEST_TEXTURE / 4 or path.stem.startswith("screenshot"):
             continue
-        if len(data) > 150_000:
+        if large:
             seen.append(mark)
         digest = hashlib.sha256(data).hexdigest()
-        held_out = is_held_out(digest)
+        held_out = is_held_out(digest, large)
         if held_out and config.held_out:
-            keep(pixels, config.held_out / f"{package}__{digest[:8]}__{path.stem}.png")
-        count = quota[0] if len(data) > 150_000 else quota[1]
-        cuts = [] if held_out else cut(pixels, config.size, count, rng)
+            keep(pixels, config.held_out / ("photograph" if large else "drawing") / f"{digest[:8]}__{path.stem}.png")
+        cuts = [] if held_out else cut(pixels, config.size, quota[large], rng)
         crops += cuts
         sources.append(Source(path.name, package, version, licence, digest, held_out, len(cuts)))
     return crops, sources, bad

@@ -8,12 +8,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
 SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF"}
 MAX_PIXELS = 100_000_000
+ORIENTATION = 0x0112  # EXIF tag
 
 
 class ImageError(ValueError):
@@ -76,6 +77,17 @@ def to_uint16(tensor: Tensor) -> list[np.ndarray]:
     return list(_to_levels(tensor, 65535).astype(np.uint16))
 
 
+def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Pixels (H, W, C) turned as EXIF's orientation (1 to 8; anything else is taken for 1) asks for."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
 def read(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Picture:
     """Read a picture: 8 or 16 bits, grey or RGB, with or without alpha; EXIF orientation is applied.
 
@@ -97,6 +109,8 @@ def read(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Picture:
                 raise ImageError(f"{name} is animated or has several pages; one picture is accepted")
             file.load()
             return _from_pil(file, data, name)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ImageError(f"{name} is too large: at most {max_pixels / 1e6:g} megapixels are accepted") from None
     except UnidentifiedImageError:
         raise ImageError(f"{name} is not a picture in a format that is accepted: {', '.join(FORMATS)}") from None
     except ImageError:
@@ -106,17 +120,14 @@ def read(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Picture:
 
 
 def _from_pil(file: Image.Image, data: bytes, name: str) -> Picture:
-    icc, orientation = file.info.get("icc_profile"), file.getexif().get(0x0112, 1)
-    exif = file.getexif()
-    exif.pop(0x0112, None)
+    icc, exif = file.info.get("icc_profile"), file.getexif()
+    orientation = exif.pop(ORIENTATION, 1)
     if file.mode.startswith("I") or _sixteen_bit(file, data):
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
         if pixels is None or pixels.dtype != np.uint16:
             raise ImageError(f"{name} has pixels of mode {file.mode}; 8 or 16 bits a channel are accepted")
         pixels = pixels[..., None] if pixels.ndim == 2 else pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]
-        return Picture(pixels, icc, exif.tobytes() if len(exif) else None)
-    if orientation != 1:
-        file = ImageOps.exif_transpose(file)
+        return Picture(upright(pixels, orientation), icc, exif.tobytes() if len(exif) else None)
     if file.mode in ("P", "PA"):
         file = file.convert("RGBA" if "transparency" in file.info or file.mode == "PA" else "RGB")
     elif file.mode == "1":
@@ -128,7 +139,8 @@ def _from_pil(file: Image.Image, data: bytes, name: str) -> Picture:
     if file.mode not in ("L", "LA", "RGB", "RGBA"):
         raise ImageError(f"{name} has pixels of mode {file.mode}; grey or RGB, with or without alpha, are accepted")
     pixels = np.asarray(file)
-    return Picture(pixels[..., None] if pixels.ndim == 2 else pixels, icc, exif.tobytes() if len(exif) else None)
+    pixels = upright(pixels[..., None] if pixels.ndim == 2 else pixels, orientation)
+    return Picture(pixels, icc, exif.tobytes() if len(exif) else None)
 
 
 def _sixteen_bit(file: Image.Image, data: bytes) -> bool:

@@ -106,13 +106,16 @@ class State:
                 weight.copy_(file.get_tensor(f"{i}.weight"))
                 self.averaged[i].copy_(file.get_tensor(f"{i}.averaged"))
                 names = [k for k in ("exp_avg", "exp_avg_sq", "step") if f"{i}.{k}" in keys]
-                moments = {k: file.get_tensor(f"{i}.{k}") for k in names}
-                if moments:
-                    on = {k: v if k == "step" else v.to(weight.device) for k, v in moments.items()}
-                    self.optimizer.state[weight] = on
+                if names:
+                    self.optimizer.state[weight] = {k: _like(file.get_tensor(f"{i}.{k}"), weight) for k in names}
             for name, value in self.model.named_buffers():
                 if f"buffer.{name}" in keys:
                     value.copy_(file.get_tensor(f"buffer.{name}"))
+
+
+def _like(moment: Tensor, weight: Tensor) -> Tensor:
+    """On the weight's device in its memory layout, which the fused optimiser takes for granted."""
+    return torch.empty_like(weight).copy_(moment) if moment.ndim else moment
 
 
 def fit(

@@ -64,7 +64,9 @@ class LowResEncoder(ModelMixin, ConfigMixin):
     def __init__(self, channels: int = 64, num_blocks: int = 16) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(PlainBlock(channels) for _ in range(num_blocks))
-        if num_blocks:
+        if not num_blocks:  # diffusers loads no model without tensors
+            self.register_buffer("factor", torch.tensor(float(SCALE)))
+        else:
             self.head = nn.Conv2d(4, channels, 3, padding=1)
             self.correction = nn.Conv2d(channels, 3 * SCALE**2, 3, padding=1)
             self.scale = nn.Conv2d(channels, 1, 3, padding=1)

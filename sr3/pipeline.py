@@ -182,7 +182,7 @@ def load(model: str | Path | None = None, device: str = "auto", dtype: str = "au
         raise ModelError(f"dtype is {dtype!r}; it must be auto, float32, bfloat16 or float16")
     try:
         pipeline = SR3Pipeline.from_pretrained(
-            folder, torch_dtype=getattr(torch, chosen), use_safetensors=True, local_files_only=True
+            folder, dtype=getattr(torch, chosen), use_safetensors=True, local_files_only=True
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from None

@@ -7,7 +7,6 @@ The tests run smaller samples of the same functions.
 
 from __future__ import annotations
 
-import itertools
 import math
 import resource
 import sys
@@ -24,18 +23,17 @@ from scipy import ndimage
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from degradation_measures import (
+from degradation_measures import (  # noqa: E402
+    detailed_crops,
     find_constants,
     measure_shifts,
     samples_per_second,
     textured,
-    weaker_structure,
 )
 
-from degradation import PRESETS, degrade, sample_plan
-from degradation.apply import apply_step
-from degradation.images import find_images, read_image
-from degradation.plan import (
+from degradation import PRESETS, degrade, sample_plan  # noqa: E402
+from degradation.apply import apply_step  # noqa: E402
+from degradation.plan import (  # noqa: E402
     AnisotropicBlur,
     Blur,
     CameraNoise,
@@ -48,7 +46,6 @@ from degradation.plan import (
     SpeckleNoise,
     Step,
 )
-from degradation.resize import resize
 
 
 def straightforward(image: np.ndarray, rng: np.random.Generator, scale: int = 4) -> np.ndarray:
@@ -91,7 +88,6 @@ def slow_kernel(size: int, angle: float, first: float, second: float) -> np.ndar
 
 
 def slow_jpeg(image: np.ndarray, quality: int) -> np.ndarray:
-    """OpenCV's codec, there and back."""
     pixels = np.uint8(np.round(image * 255))[..., ::-1]
     _, encoded = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])
     return np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR))[..., ::-1] / 255.0
@@ -121,7 +117,6 @@ def operations() -> list[tuple[str, Step]]:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Prints a markdown table."""
     print("| " + " | ".join(head) + " |")
     print("|" + " --- |" * len(head))
     for row in rows:
@@ -154,23 +149,8 @@ def main(options: Options) -> None:
     print_outputs(options.outputs)
 
 
-def detailed_crops(folder: Path) -> list[np.ndarray]:
-    """From each photograph the 1024 × 1024 crop with the most structure in its weaker direction."""
-    crops = []
-    for path in find_images((folder,)):
-        image = read_image(path)
-        places = itertools.product(range(0, image.shape[0] - 1023, 128), range(0, image.shape[1] - 1023, 128))
-        found = [image[top : top + 1024, left : left + 1024] for top, left in places]
-        best = max(found, key=weaker_structure)
-        if weaker_structure(best) > 0.0015:
-            crops.append(best.copy())
-    return crops
-
-
 def print_alignment(what: str, crops: Sequence[np.ndarray], plans: int) -> None:
-    print(
-        f"Alignment, {plans} plans each, {len(crops)} crops of 1024×1024 ({what}), low-resolution pixels:\n"
-    )
+    print(f"Alignment, {plans} plans each, {len(crops)} crops of 1024×1024 ({what}), low-resolution pixels:\n")
     rows = []
     for preset in PRESETS:
         shifts = measure_shifts(preset, crops, plans)
@@ -229,7 +209,7 @@ class Pairs:
         cv2.setNumThreads(1)
         rng = np.random.default_rng([0, 0, index])
         top, left = rng.integers(0, 257, 2)
-        high_res = self.image[top : top + 256, left : left + 256]
+        high_res = self.image[top : top + 256, left : left + 256].copy()
         low_res, _ = degrade(high_res, rng, "bsr")
         return low_res, high_res
 

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
 
 from degradation import degrade
+from degradation.images import find_images, read_image
 from degradation.resize import resize
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
+@functools.lru_cache(maxsize=32)
 def textured(seed: int, height: int, width: int) -> np.ndarray:
-    """A picture with detail of every size in every direction: float32 (H, W, 3), the same for a seed."""
+    """A picture with detail of every size in every direction: float32 (H, W, 3), the same for a seed.
+
+    It cannot be written to: whoever changes an input that he is given is found out.
+    """
     rng = np.random.default_rng(seed)
     picture = np.zeros((height, width, 3), np.float32)
     side = 2
@@ -32,7 +39,9 @@ def textured(seed: int, height: int, width: int) -> np.ndarray:
         patch = cv2.fillPoly(np.zeros_like(picture), [points.astype(np.int32)], colour, cv2.LINE_AA)
         picture += patch
     low, high = np.percentile(picture, [1, 99])
-    return np.clip((picture - low) / (high - low), 0, 1).astype(np.float32)
+    picture = np.clip((picture - low) / (high - low), 0, 1).astype(np.float32)
+    picture.setflags(write=False)
+    return picture
 
 
 def registered_shift(moved: np.ndarray, still: np.ndarray, rounds: int = 12) -> np.ndarray:
@@ -45,10 +54,7 @@ def registered_shift(moved: np.ndarray, still: np.ndarray, rounds: int = 12) -> 
     inside = np.s_[5:-5, 5:-5]
     shift = np.zeros(2)
     for _ in range(rounds):
-        matrix = np.array([[1, 0, shift[0]], [0, 1, shift[1]]], np.float32)
-        warped = cv2.warpAffine(
-            b, matrix, b.shape[::-1], flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101
-        )
+        warped = cv2.sepFilter2D(b, -1, _shift_taps(shift[0]), _shift_taps(shift[1]))
         slope_x = cv2.Sobel(warped, -1, 1, 0, ksize=3, scale=1 / 8)
         slope_y = cv2.Sobel(warped, -1, 0, 1, ksize=3, scale=1 / 8)
         columns = (-slope_x, -slope_y, warped, np.ones_like(warped))
@@ -59,6 +65,13 @@ def registered_shift(moved: np.ndarray, still: np.ndarray, rounds: int = 12) -> 
         if np.hypot(*step) < 1e-4:
             break
     return shift
+
+
+def _shift_taps(shift: float) -> np.ndarray:
+    """Keys' cubic interpolation (a = −0.5) as a filter that moves an image by at most 3 pixels."""
+    x = np.abs(np.arange(-5, 6) + np.clip(shift, -3, 3))
+    near, far = 1.5 * x**3 - 2.5 * x**2 + 1, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
+    return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
 
 
 def measure_shifts(preset: str, crops: Sequence[np.ndarray], plans: int, scale: int = 4) -> np.ndarray:
@@ -112,3 +125,16 @@ def weaker_structure(image: np.ndarray) -> float:
     x, y = cv2.Sobel(small, -1, 1, 0, ksize=3, scale=1 / 8), cv2.Sobel(small, -1, 0, 1, ksize=3, scale=1 / 8)
     tensor = [[(x * x).mean(), (x * y).mean()], [(x * y).mean(), (y * y).mean()]]
     return math.sqrt(max(0.0, float(np.linalg.eigvalsh(tensor)[0]))) / 8
+
+
+def detailed_crops(folder: Path) -> list[np.ndarray]:
+    """From each photograph the 1024 × 1024 crop with the most structure in its weaker direction."""
+    crops = []
+    for path in find_images((folder,)):
+        image = read_image(path)
+        places = itertools.product(range(0, image.shape[0] - 1023, 128), range(0, image.shape[1] - 1023, 128))
+        found = [image[top : top + 1024, left : left + 1024] for top, left in places]
+        best = max(found, key=weaker_structure)
+        if weaker_structure(best) > 0.0015:
+            crops.append(best.copy())
+    return crops

@@ -10,6 +10,7 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from service_fakes import Running, serving, wait_until
 
 from service.__main__ import main
@@ -103,12 +104,20 @@ def without_parts(directory: Path) -> None:
             shutil.rmtree(part)
 
 
+def with_weights_missing(directory: Path) -> None:
+    for file in directory.rglob("*.safetensors"):
+        tensors = load_file(file)
+        save_file({name: tensors[name] for name in sorted(tensors)[::2]}, file, {"format": "pt"})
+
+
 def with_an_empty_index(directory: Path) -> None:
     (directory / "model_index.json").write_text("")
 
 
 @pytest.mark.parametrize("room", ["ldm", "sr3"])
-@pytest.mark.parametrize("spoil", [without_weights, with_short_weights, without_parts, with_an_empty_index])
+@pytest.mark.parametrize(
+    "spoil", [with_weights_missing, without_weights, with_short_weights, without_parts, with_an_empty_index]
+)
 def test_wrong_checkpoint_is_one_line_and_status_2(
     room: str, spoil: Callable[[Path], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -43,7 +43,7 @@ def test_settings_do_not_change() -> None:
     [
         ("SERVICE_PROT", "80", "SERVICE_PROT is not a setting; did you mean SERVICE_PORT?"),
         ("service_steps", "3", "service_steps is not a setting; did you mean SERVICE_SR_STEPS?"),
-        ("SERVICE_QQ", "3", "SERVICE_QQ is not a setting; known are SERVICE_… AUG_LEVEL, BASE_MODEL"),
+        ("SERVICE_QQ", "3", "SERVICE_QQ is not a setting; known are SERVICE_… ALLOW_DOWNLOAD, AUG_LEVEL"),
         ("SERVICE_PORT", "80x", "SERVICE_PORT or --port: .*integer.*, got '80x'"),
         ("SERVICE_PORT", "65536", "SERVICE_PORT or --port: .*65535, got '65536'"),
         ("SERVICE_DTYPE", "int8", "SERVICE_DTYPE or --dtype: .*'float16' or 'bfloat16', got 'int8'"),
@@ -68,7 +68,7 @@ def test_what_is_wrong_is_said_in_one_line(
 def test_all_that_is_wrong_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SERVICE_PORT", "x")
     monkeypatch.setenv("SERVICE_DTYPE", "x")
-    with pytest.raises(BadSettings, match="SERVICE_PORT.*; SERVICE_DTYPE"):
+    with pytest.raises(BadSettings, match=r"SERVICE_PORT.*; SERVICE_DTYPE"):
         load_settings([])
 
 

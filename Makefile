@@ -1,0 +1,52 @@
+# make serve: set up what the service needs, run it, print its address.
+# make test:  set up what the checks need, run them all.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+RUN ?= ../training
+
+.PHONY: serve test weights-ldm weights-sr3 clean
+
+serve: .venv/serve
+	@$(BIN)/python -m service
+
+test: .venv/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+.venv/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or later is needed; set PYTHON=/path/to/python3.11"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || \
+		{ rm -rf .venv; echo "python3 -m venv failed; on Debian: apt install python3-venv"; exit 1; }
+	@touch $@
+
+.venv/serve: .venv/python pyproject.toml constraints.txt
+	@echo "Installing what the service needs into .venv (a few minutes the first time)"
+	@$(INSTALL) --editable .
+	@touch $@
+
+.venv/test: .venv/python pyproject.toml constraints.txt
+	@echo "Installing what the checks need into .venv (a few minutes the first time)"
+	@$(INSTALL) --editable '.[train,eval,dev]'
+	@touch $@ .venv/serve
+
+# The bundled weights again, from nothing, with checkpoints and logs under $(RUN). Hours on a CPU; again goes on.
+weights-ldm: .venv/test
+	$(BIN)/python -m ldm.corpus --pack $(RUN)/drawings.safetensors
+	$(BIN)/python -m ldm.train autoencoder --pack $(RUN)/drawings.safetensors --out $(RUN)/autoencoder
+	$(BIN)/python -m ldm.train diffusion --pack $(RUN)/drawings.safetensors \
+		--autoencoder $(RUN)/autoencoder/vae --out $(RUN)/diffusion
+	@echo "Made $(RUN)/diffusion/pipeline"
+
+weights-sr3: .venv/test
+	$(BIN)/python -m ldm.corpus --render $(RUN)/drawings --size 256 --everyday-only
+	$(BIN)/python -m sr3.corpus --pack $(RUN)/crops.safetensors --folders $(RUN)/drawings \
+		--held-out $(RUN)/held_out --skip-bad
+	$(BIN)/python -m sr3.train --data $(RUN)/crops.safetensors --out $(RUN)/sr3
+	@echo "Made $(RUN)/sr3/pipeline"
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

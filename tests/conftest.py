@@ -1,0 +1,25 @@
+"""Small networks that several tests share."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+
+from sr3.pipeline import SR3Pipeline
+from sr3.train import Preset, build
+
+SMALL = Preset(channels=16, num_blocks=2, base_channels=16, multipliers=(1, 2), unet_blocks=1)
+
+
+@pytest.fixture(scope="session")
+def small_pipeline() -> SR3Pipeline:
+    """An SR3 pipeline with random weights, none of them zero: what it makes depends on all of its inputs."""
+    torch.manual_seed(0)
+    pipeline = build(SMALL)
+    for module in (pipeline.encoder, pipeline.unet):
+        for parameter in module.parameters():
+            torch.nn.init.normal_(parameter, std=0.05)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline

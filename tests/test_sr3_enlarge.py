@@ -1,0 +1,48 @@
+"""Pictures of every kind, enlarged: grey stays grey, transparency and sixteen bits stay."""
+
+import numpy as np
+import pytest
+
+from sr3.enlarge import enlarge
+from sr3.images import Picture
+
+
+def noise(channels: int, dtype=np.uint8) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (12, 16, channels), dtype, endpoint=True)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_channels_and_depth_stay(small_pipeline, channels, dtype):
+    picture = Picture(noise(channels, dtype), icc=b"profile", exif=b"exif")
+    large = enlarge(small_pipeline, picture, steps=1, seed=3)
+    assert large.pixels.shape == (48, 64, channels) and large.pixels.dtype == dtype
+    assert (large.icc, large.exif) == (b"profile", b"exif")
+    assert np.array_equal(large.pixels, enlarge(small_pipeline, picture, steps=1, seed=3).pixels)
+
+
+def test_sixteen_bits_agree_with_eight(small_pipeline):
+    eight = noise(3)
+    small = enlarge(small_pipeline, Picture(eight), steps=2).pixels
+    deep = enlarge(small_pipeline, Picture(eight.astype(np.uint16) * 257), steps=2).pixels
+    assert np.abs(small.astype(float) - deep / 257).max() <= 1
+
+
+def test_what_is_invisible_does_not_shine_through(small_pipeline):
+    """Two pictures that differ only where alpha is zero become the same picture."""
+    first = noise(4)
+    first[..., 3] = 255
+    first[:6, :, 3] = 0
+    second = first.copy()
+    second[:6, :, :3] = 255 - second[:6, :, :3]
+    results = [enlarge(small_pipeline, Picture(p), steps=1).pixels for p in (first, second)]
+    assert np.array_equal(*results)
+
+
+def test_sixteen_times_is_two_passes(small_pipeline):
+    assert enlarge(small_pipeline, Picture(noise(3)), 16, steps=1).pixels.shape == (192, 256, 3)
+
+
+def test_other_factors_are_refused(small_pipeline):
+    with pytest.raises(ValueError, match="factor is 3; it must be one of 4, 16"):
+        enlarge(small_pipeline, Picture(noise(3)), 3)

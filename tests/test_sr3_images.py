@@ -1,0 +1,175 @@
+"""Pictures in and out: every value, every kind, every defect."""
+
+import io
+import struct
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from sr3.images import (
+    ImageError,
+    Picture,
+    encode,
+    format_of,
+    read,
+    read_folder,
+    to_tensor,
+    to_uint8,
+    to_uint16,
+    upright,
+    write,
+)
+
+
+def saved(image: Image.Image, format: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def noise(height: int, width: int, channels: int, dtype=np.uint8) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (height, width, channels), dtype, endpoint=True)
+
+
+@pytest.mark.parametrize(("dtype", "back"), [(np.uint8, to_uint8), (np.uint16, to_uint16)])
+def test_every_value_survives_the_round_trip(dtype, back):
+    values = np.arange(np.iinfo(dtype).max + 1, dtype=dtype).reshape(16, -1, 1).repeat(3, axis=2)
+    tensor = to_tensor(values)
+    assert tensor.min() == -1 and tensor.max() == 1
+    assert np.array_equal(back(tensor)[0], values)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_png_of_eight_bits_survives(channels):
+    pixels = noise(9, 11, channels)
+    assert np.array_equal(read(encode(Picture(pixels))).pixels, pixels)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("format", ["PNG", "TIFF"])
+def test_sixteen_bits_survive(channels, format):
+    pixels = noise(9, 11, channels, np.uint16)
+    assert np.array_equal(read(encode(Picture(pixels), format)).pixels, pixels)
+
+
+def test_grey_with_alpha_of_sixteen_bits_becomes_rgba():
+    pixels = noise(9, 11, 2, np.uint16)
+    again = read(encode(Picture(pixels))).pixels
+    assert np.array_equal(again[..., [0, 3]], pixels)
+
+
+def test_orientation_is_applied_and_profile_and_exif_stay():
+    image = Image.fromarray(noise(8, 12, 3))
+    exif = image.getexif()
+    exif[0x0112], exif[0x010E] = 6, "a description"
+    picture = read(saved(image, exif=exif, icc_profile=b"a profile"))
+    assert picture.pixels.shape == (12, 8, 3)
+    again = Image.open(io.BytesIO(encode(picture)))
+    assert again.info["icc_profile"] == b"a profile"
+    assert again.getexif()[0x010E] == "a description"
+    assert again.getexif().get(0x0112, 1) == 1
+
+
+@pytest.mark.parametrize(
+    ("mode", "channels"), [("1", 1), ("L", 1), ("LA", 2), ("P", 3), ("RGB", 3), ("RGBA", 4), ("CMYK", 3)]
+)
+def test_other_modes_become_grey_or_rgb(mode, channels):
+    image = Image.fromarray(noise(8, 8, 4)).convert("RGBA" if "A" in mode else "RGB").convert(mode)
+    picture = read(saved(image, "TIFF" if mode == "CMYK" else "PNG"))
+    assert picture.pixels.shape == (8, 8, channels)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_orientation_agrees_with_pillow(orientation, dtype):
+    pixels = noise(6, 9, 3)
+    image = Image.fromarray(pixels)
+    exif = image.getexif()
+    exif[0x0112] = orientation
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(saved(image, exif=exif)))))
+    assert np.array_equal(upright(pixels.astype(dtype), orientation), expected)
+
+
+def huge_png(width: int, height: int) -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def defects() -> dict[str, tuple[bytes, str]]:
+    whole = saved(Image.fromarray(noise(64, 64, 3)), "JPEG")
+    frames = [Image.new("RGB", (8, 8), c) for c in ("red", "blue")]
+    return {
+        "empty": (b"", "is empty"),
+        "text": (b"This is no picture at all, but a text.", "not a picture in a format that is accepted: PNG, JPEG"),
+        "truncated": (whole[: len(whole) // 2], "damaged"),
+        "40,000 square": (huge_png(40_000, 40_000), "at most 100 megapixels"),
+        "animated": (saved(frames[0], "WEBP", save_all=True, append_images=frames[1:]), "animated"),
+        "gif": (saved(frames[0], "GIF"), "not a picture in a format"),
+        "floats": (saved(Image.new("F", (8, 8)), "TIFF"), "mode F"),
+    }
+
+
+@pytest.mark.parametrize("name", defects())
+def test_defects_are_named(name):
+    data, message = defects()[name]
+    with pytest.raises(ImageError, match=message):
+        read(data)
+
+
+def test_a_missing_file_and_a_folder_are_named(tmp_path):
+    with pytest.raises(ImageError, match="No such file"):
+        read(tmp_path / "none.png")
+    with pytest.raises(ImageError, match="directory"):
+        read(tmp_path)
+
+
+def test_folders_are_listed_without_links_and_empty_ones_refused(tmp_path):
+    with pytest.raises(ImageError, match="holds no pictures"):
+        read_folder(tmp_path)
+    (tmp_path / "inner").mkdir()
+    for name in ("b.PNG", "a.jpg", "inner/c.webp", "notes.txt"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "link.png").symlink_to(tmp_path / "b.PNG")
+    assert [p.name for p in read_folder(tmp_path)] == ["a.jpg", "b.PNG", "c.webp"]
+    with pytest.raises(ImageError, match="is not a folder"):
+        read_folder(tmp_path / "a.jpg")
+
+
+def test_what_a_format_cannot_hold_is_refused():
+    with pytest.raises(ImageError, match="no transparency"):
+        encode(Picture(noise(8, 8, 4)), "JPEG")
+    with pytest.raises(ImageError, match="no sixteen bits"):
+        encode(Picture(noise(8, 8, 3, np.uint16)), "WEBP")
+    from pathlib import Path
+
+    with pytest.raises(ImageError, match=r"use one of \.png"):
+        format_of(Path("a.gif"))
+
+
+def test_writing_leaves_no_temporary_file_and_keeps_text(tmp_path):
+    write(Picture(noise(8, 8, 3)), tmp_path / "a.png", text={"seed": "7", "prompt": "红苹果"})
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+    assert Image.open(tmp_path / "a.png").text == {"seed": "7", "prompt": "红苹果"}
+
+
+def test_channels_are_rgb_in_both_libraries(tmp_path):
+    red = np.zeros((8, 8, 3), np.uint8)
+    red[..., 0] = 255
+    assert np.array_equal(cv2.imdecode(np.frombuffer(encode(Picture(red)), np.uint8), 1)[0, 0], [0, 0, 255])
+    deep = red.astype(np.uint16) * 257
+    assert np.array_equal(read(encode(Picture(deep))).pixels[0, 0], [65535, 0, 0])
+
+
+def test_tensors_of_other_kinds_are_refused():
+    with pytest.raises(ValueError, match="floating point"):
+        to_tensor(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="floating point"):
+        to_tensor(torch.zeros(1, 4, 8, 8))

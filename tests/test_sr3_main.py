@@ -1,0 +1,60 @@
+"""The command line, as a user runs it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sr3.__main__ import main
+
+
+@pytest.fixture(scope="module")
+def model(small_pipeline, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    small_pipeline.save_pretrained(folder)
+    return folder
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "sr3", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def test_a_photograph_is_enlarged(model, tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (13, 21, 3), np.uint8)).save(tmp_path / "a.jpg")
+    arguments = (tmp_path / "a.jpg", "--model", model, "--steps", 2, "--seed", 7, "--device", "cpu")
+    done = run(*arguments, "-o", tmp_path / "big.png", "--scheduler", "euler")
+    assert done.returncode == 0, done.stderr
+    assert "21x13 to 84x52, steps 2, seed 7" in done.stdout
+    with Image.open(tmp_path / "big.png") as image:
+        assert image.size == (84, 52)
+        assert "seed 7" in image.text["sr3"]
+    assert run(*arguments).returncode == 0
+    assert (tmp_path / "a_x4.png").is_file()
+
+
+def test_mistakes_are_one_line_and_exit_code_2(model, tmp_path, monkeypatch, capsys):
+    (tmp_path / "text.png").write_text("no picture")
+    Image.new("RGB", (16, 16)).save(tmp_path / "ok.png")
+    Image.new("RGBA", (16, 16)).save(tmp_path / "clear.png")
+    ok = tmp_path / "ok.png"
+    cases = [
+        ((tmp_path / "text.png",), "is not a picture"),
+        ((tmp_path / "none.png",), "No such file"),
+        ((tmp_path,), "directory"),
+        ((ok, "--factor", 3), "must be 4 or 16"),
+        ((ok, "-o", tmp_path / "a.gif"), "suffix that is not accepted"),
+        ((ok, "-o", tmp_path / "none" / "a.png"), "is not a folder"),
+        ((tmp_path / "clear.png", "-o", tmp_path / "a.jpg"), "no transparency"),
+        ((ok, "--model", tmp_path), "no model_index.json"),
+    ]
+    for arguments, message in cases:
+        model_given = () if "--model" in arguments else ("--model", model)
+        monkeypatch.setattr(sys, "argv", ["sr3", *map(str, (*arguments, *model_given))])
+        assert main() == 2, arguments
+        error = capsys.readouterr().err
+        assert len(error.splitlines()) == 1 and error.startswith("sr3: ") and message in error, error
+    assert run(ok, "--nonsense").returncode == 2

@@ -1,0 +1,83 @@
+"""The networks: sizes, shapes, and that nothing in them looks across space but convolutions."""
+
+import torch
+
+from sr3.model import ChannelNorm, LowResEncoder, SR3UNet, upsample
+from sr3.train import PRESETS, build
+
+
+def parameters(model: torch.nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def test_the_papers_64_to_256_preset_has_625_million_parameters():
+    preset = PRESETS["sr3-paper"]
+    with torch.device("meta"):
+        unet = SR3UNet(
+            patch_size=preset.patch_size,
+            condition_channels=preset.channels,
+            base_channels=preset.base_channels,
+            multipliers=preset.multipliers,
+            num_blocks=preset.unet_blocks,
+            attention_levels=preset.attention_levels,
+        )
+    assert abs(parameters(unet) / 625e6 - 1) < 0.03
+
+
+def test_shapes_of_the_bundled_preset():
+    pipeline = build(PRESETS["bundled"])
+    low_res = torch.rand(2, 3, 12, 20) * 2 - 1
+    encoded = pipeline.encoder(low_res, torch.zeros(2))
+    assert encoded.mean.shape == (2, 3, 48, 80)
+    assert encoded.log_scale.shape == (2, 1, 12, 20)
+    output = pipeline.unet(torch.randn(2, 48, 12, 20), encoded.features, torch.rand(2))
+    assert output.shape == (2, 48, 12, 20)
+
+
+def test_an_untrained_encoder_gives_bicubic():
+    low_res = torch.rand(1, 3, 16, 16) * 2 - 1
+    with torch.no_grad():
+        encoder = LowResEncoder(16, 2)
+        encoder.correction.bias.zero_()
+        assert torch.equal(encoder(low_res, torch.zeros(1)).mean, upsample(low_res))
+
+
+def test_an_encoder_without_blocks_is_the_papers_conditioning():
+    low_res = torch.rand(1, 3, 16, 16) * 2 - 1
+    encoded = LowResEncoder(3, 0)(low_res, torch.zeros(1))
+    assert torch.equal(encoded.features, upsample(low_res))
+    assert encoded.mean.abs().max() == 0 and encoded.log_scale.abs().max() == 0
+
+
+def test_normalisation_looks_at_one_position_only():
+    norm, x = ChannelNorm(8), torch.randn(1, 8, 6, 6)
+    changed = x.clone()
+    changed[..., 0, 0] += 5
+    difference = (norm(x) - norm(changed)).abs().amax(dim=(0, 1))
+    assert difference[0, 0] > 0
+    assert difference.flatten()[1:].max() == 0
+
+
+def test_a_far_pixel_changes_nothing():
+    torch.manual_seed(0)
+    unet = SR3UNet(patch_size=1, condition_channels=3, base_channels=8, multipliers=(1, 2))
+    for parameter in unet.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    noisy, condition = torch.randn(1, 3, 96, 96), torch.randn(1, 3, 96, 96)
+    with torch.no_grad():
+        before = unet(noisy, condition, torch.tensor([0.5]))
+        condition[..., :4, :4] += 3
+        after = unet(noisy, condition, torch.tensor([0.5]))
+    assert (before - after)[..., :4, :4].abs().max() > 1e-4
+    assert torch.equal(before[..., 48:, 48:], after[..., 48:, 48:])
+
+
+def test_unet_is_told_the_noise_level():
+    torch.manual_seed(0)
+    unet = SR3UNet(base_channels=8, multipliers=(1,), condition_channels=4)
+    for parameter in unet.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    noisy, condition = torch.randn(1, 48, 8, 8), torch.randn(1, 4, 8, 8)
+    with torch.no_grad():
+        low, high = (unet(noisy, condition, torch.tensor([g])) for g in (0.1, 0.9))
+    assert (low - high).abs().max() > 1e-4

@@ -1,0 +1,176 @@
+"""The pipeline: known answers, seeds, batches, tiles, schedulers, errors, and its directory."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sr3.model import upsample
+from sr3.pipeline import ModelError, SR3Pipeline, load
+from sr3.schedulers import SCHEDULERS, with_scheduler
+from sr3.tiling import Tiling
+
+
+def draw(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def picture(height: int = 16, width: int = 24, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def test_zero_steps_give_the_mean(small_pipeline):
+    low_res = torch.rand(1, 3, 16, 16) * 2 - 1
+    with torch.no_grad():
+        mean = small_pipeline.encoder(low_res, torch.zeros(1)).mean.clamp(-1, 1)
+    assert torch.equal(small_pipeline(low_res, 0, output_type="pt").images, mean)
+
+
+class Oracle(torch.nn.Module):
+    """A denoiser that knows the answer."""
+
+    def __init__(self, unet, answer):
+        super().__init__()
+        self.config, self.multiple, self.answer = unet.config, unet.multiple, answer
+        self.parameter = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, noisy, condition, gamma):
+        return self.answer.expand_as(noisy)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("steps", [2, 4, 10])
+def test_an_oracle_makes_every_scheduler_return_the_answer(small_pipeline, name, steps):
+    low_res = torch.rand(1, 3, 16, 16) * 2 - 1
+    answer = torch.randn(1, 48, 16, 16, generator=draw(1)) * 0.1
+    pipeline = with_scheduler(small_pipeline, name)
+    oracle = SR3Pipeline(pipeline.encoder, pipeline.unet, pipeline.scheduler)
+    object.__setattr__(oracle, "unet", Oracle(pipeline.unet, answer))
+    with torch.no_grad():
+        encoded = pipeline.encoder(low_res, torch.zeros(1))
+    scale = encoded.log_scale.exp().repeat_interleave(4, -1).repeat_interleave(4, -2)
+    expected = encoded.mean + scale * torch.nn.functional.pixel_shuffle(answer, 4)
+    result = oracle(low_res, steps, draw(0), output_type="pt").images
+    assert (result - expected.clamp(-1, 1)).abs().max() < 0.02
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_seed_gives_the_same_picture_with_every_scheduler(small_pipeline, name):
+    pipeline = with_scheduler(small_pipeline, name)
+    first, again, other = (pipeline(picture(), 3, draw(s)).images[0] for s in (5, 5, 6))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+@pytest.mark.parametrize("name", ["DDIM", "DDPM"])
+def test_a_seed_gives_the_same_picture_in_any_batch(small_pipeline, name):
+    pipeline = with_scheduler(small_pipeline, name)
+    pictures = [picture(seed=i) for i in range(3)]
+    together = pipeline(pictures, 3, [draw(i) for i in range(3)], aug_level=0.1).images
+    for i, each in enumerate(pictures):
+        alone = pipeline(each, 3, draw(i), aug_level=0.1).images[0]
+        assert np.abs(alone.astype(int) - together[i]).max() <= 1
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 13), (17, 8), (31, 30)])
+def test_any_size_becomes_four_times_as_large(small_pipeline, size):
+    result = small_pipeline(picture(*size), 1, draw(0)).images[0]
+    assert result.shape == (4 * size[0], 4 * size[1], 3)
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+def test_tiled_equals_untiled(small_pipeline, steps):
+    image = picture(100, 90)
+    whole = small_pipeline(image, steps, draw(0), tiling=Tiling(128, 32)).images[0]
+    tiles = []
+    tiled = small_pipeline(
+        image, steps, draw(0), tiling=Tiling(64, 31), on_tile=lambda: tiles.append(1)
+    ).images[0]
+    assert len(tiles) > 2 * (steps + 1)
+    assert np.abs(whole.astype(int) - tiled).max() <= 1
+
+
+def test_pil_arrays_and_tensors_are_one(small_pipeline):
+    image = picture()
+    tensor = torch.from_numpy(image).permute(2, 0, 1)[None].float() * (2 / 255) - 1
+    results = [small_pipeline(x, 2, draw(0)).images[0] for x in (image, Image.fromarray(image), tensor)]
+    assert np.array_equal(results[0], results[1]) and np.array_equal(results[0], results[2])
+    pil = small_pipeline(image, 2, draw(0), output_type="pil").images[0]
+    assert np.array_equal(np.asarray(pil), results[0])
+
+
+def test_the_callback_sees_every_step_and_may_stop(small_pipeline):
+    seen = []
+
+    def look(pipeline, step, timestep, values):
+        seen.append((step, timestep, tuple(values["sample"].shape)))
+        if step == 2:
+            raise KeyboardInterrupt
+        return values
+
+    with pytest.raises(KeyboardInterrupt):
+        small_pipeline(picture(), 5, draw(0), callback_on_step_end=look)
+    assert [s[0] for s in seen] == [0, 1, 2]
+    assert seen[0][1] > seen[1][1] > seen[2][1]
+
+
+def test_noise_augmentation_changes_the_picture(small_pipeline):
+    plain, noised = (small_pipeline(picture(), 1, draw(0), aug_level=a).images[0] for a in (0.0, 0.2))
+    assert not np.array_equal(plain, noised)
+
+
+def test_the_papers_preset_samples_by_ancestral_steps(tmp_path):
+    from sr3.train import PRESETS, build
+
+    torch.manual_seed(0)
+    pipeline = build(PRESETS["sr3-paper-tiny"])
+    assert pipeline.scheduler.config.prediction_type == "epsilon"
+    assert pipeline(picture(), 4, draw(0)).images[0].shape == (64, 96, 3)
+    with pytest.raises(ValueError, match="no regression estimate"):
+        pipeline(picture(), 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"image": picture(7, 20)}, "both sides must be at least 8"),
+        ({"image": picture()[..., :2]}, r"must be uint8 or uint16 of shape \(H, W, 3\)"),
+        ({"image": Image.new("L", (16, 16))}, "mode is L"),
+        ({"image": [picture(), picture(16, 16)]}, "must have one size"),
+        ({"image": []}, "no picture given"),
+        ({"image": picture(), "num_inference_steps": -1}, "must be 0 or more"),
+        ({"image": picture(), "aug_level": 1.0}, "less than 1"),
+        ({"image": picture(), "output_type": "numpy"}, "must be one of uint8, pil, pt"),
+        ({"image": picture(), "generator": [draw(0), draw(1)]}, "2 generators for 1 pictures"),
+    ],
+)
+def test_bad_arguments_are_refused_with_what_is_accepted(small_pipeline, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        small_pipeline(**arguments)
+
+
+def test_a_saved_pipeline_loads_and_gives_the_same(small_pipeline, tmp_path):
+    small_pipeline.save_pretrained(tmp_path / "p")
+    again = load(tmp_path / "p", device="cpu")
+    expected = small_pipeline(picture(), 2, draw(0)).images[0]
+    assert np.array_equal(again(picture(), 2, draw(0)).images[0], expected)
+
+
+def test_wrong_directories_are_named(small_pipeline, tmp_path):
+    with pytest.raises(ModelError, match="no model_index.json"):
+        load(tmp_path)
+    small_pipeline.save_pretrained(tmp_path / "p")
+    with pytest.raises(ModelError, match="must be auto, float32"):
+        load(tmp_path / "p", dtype="float8")
+    weights = tmp_path / "p" / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(b"not weights")
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load(tmp_path / "p")
+    weights.unlink()
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load(tmp_path / "p")
+
+
+def test_an_unknown_scheduler_is_refused_with_the_known_ones(small_pipeline):
+    with pytest.raises(ValueError, match="one of DDIM, DDPM, DPMSolver"):
+        with_scheduler(small_pipeline, "Magic")

@@ -1,0 +1,82 @@
+"""The diffusion process, by known answers."""
+
+import diffusers
+import pytest
+import torch
+
+from sr3.process import (
+    add_noise,
+    augment,
+    cosine_gamma,
+    denoising_loss,
+    posterior,
+    sample_from_noise,
+    sample_gamma,
+    scale_loss,
+    scheduler_gamma,
+)
+
+
+def test_gamma_of_one_leaves_the_sample_and_zero_only_noise():
+    sample, noise = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    assert torch.equal(add_noise(sample, torch.ones(2), noise), sample)
+    assert torch.equal(add_noise(sample, torch.zeros(2), noise), noise)
+
+
+def test_noise_taken_out_gives_the_sample_back():
+    sample, noise, gamma = torch.randn(4, 3, 8, 8), torch.randn(4, 3, 8, 8), torch.tensor([0.9, 0.5, 0.2, 0.05])
+    assert torch.allclose(sample_from_noise(add_noise(sample, gamma, noise), gamma, noise), sample, atol=1e-5)
+
+
+def test_cosine_schedule_runs_from_signal_to_noise():
+    gamma = cosine_gamma(torch.linspace(0, 1, 5))
+    assert torch.allclose(gamma, torch.tensor([1.0, 0.853553, 0.5, 0.146447, 0.0]), atol=1e-6)
+
+
+def test_sampled_gammas_follow_the_schedule():
+    schedule = cosine_gamma(torch.linspace(0, 1, 101))
+    gamma = sample_gamma(schedule, torch.Generator().manual_seed(0), 20_000)
+    assert 0 <= gamma.min() and gamma.max() <= 1
+    # E[cos²(πt/2)] over uniform t is 1/2, its standard deviation 1/√8.
+    assert abs(gamma.mean() - 0.5) < 5 * 8**-0.5 / 20_000**0.5
+
+
+def test_posterior_agrees_with_bayes_rule():
+    """q(y_{t-1}|y_0, y_t) ∝ q(y_t|y_{t-1}) q(y_{t-1}|y_0), both Gaussian in one number."""
+    sample, noisy = torch.full((1, 1, 1, 1), 0.7), torch.full((1, 1, 1, 1), -0.4)
+    gamma, gamma_next = torch.tensor([0.3]), torch.tensor([0.6])
+    mean, variance = posterior(sample, noisy, gamma, gamma_next)
+    alpha = gamma / gamma_next
+    precision = alpha / (1 - alpha) + 1 / (1 - gamma_next)
+    expected = (alpha.sqrt() * noisy / (1 - alpha) + gamma_next.sqrt() * sample / (1 - gamma_next)) / precision
+    assert torch.allclose(mean, expected, atol=1e-6)
+    assert torch.allclose(variance.squeeze(), 1 / precision.squeeze(), atol=1e-6)
+
+
+def test_augmentation_keeps_the_mean_and_has_the_stated_level():
+    low_res = torch.full((1, 3, 64, 64), 0.25)
+    noised = augment(low_res, torch.tensor([0.3]), torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+    noise_share = noised.std() / (1 + noised.std() ** 2) ** 0.5
+    assert noise_share == pytest.approx(0.3, abs=0.01)
+    assert noised.mean() == pytest.approx(0.25, abs=0.01)
+    assert torch.equal(augment(low_res, torch.zeros(1), torch.randn(1, 3, 64, 64)), low_res)
+
+
+@pytest.mark.parametrize("timestep", [0, 1, 500, 998, 999, 321.5])
+def test_gamma_at_a_schedulers_timestep(timestep):
+    scheduler = diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2")
+    gamma = scheduler_gamma(scheduler, timestep)
+    low, high = int(timestep), min(int(timestep) + 1, 999)
+    assert scheduler.alphas_cumprod[high] <= gamma + 1e-6
+    assert gamma <= scheduler.alphas_cumprod[low] + 1e-6
+    if timestep == low:
+        assert gamma == pytest.approx(float(scheduler.alphas_cumprod[low]), rel=1e-4, abs=1e-9)
+
+
+def test_losses_have_their_minimum_at_the_truth():
+    target = torch.randn(2, 3, 4, 4)
+    assert denoising_loss(target, target) == 0
+    assert denoising_loss(target + 1, target, torch.full((2, 1, 4, 4), 3.0)) == pytest.approx(3.0, rel=1e-5)
+    squared = torch.full((1, 1, 2, 2), 0.04)
+    values = {s: float(scale_loss(torch.full((1, 1, 2, 2), s).log(), squared)) for s in (0.1, 0.2, 0.4)}
+    assert min(values, key=values.__getitem__) == 0.2

@@ -1,0 +1,206 @@
+"""Training: exact resume, overfitting, packs, records, the paper's preset, bad files."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import sr3.train
+from sr3.corpus import CorpusConfig, collect, is_held_out
+from sr3.corpus import main as corpus_main
+from sr3.data import Mix, SampleRecord, draw_record, load_pack, make_sample, save_pack
+from sr3.loop import LoopConfig, fit, generator, learning_rate
+from sr3.process import cosine_gamma
+from sr3.train import Cascade, TrainConfig, build, from_json, losses, make_batch, train
+from tests.conftest import SMALL
+
+LOOP = LoopConfig(steps=6, batch_size=2, warmup=2, device="cpu", save_every=100, log_every=1)
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "crops.safetensors"
+    crops = np.random.default_rng(0).integers(0, 256, (5, 48, 48, 3), np.uint8)
+    save_pack(path, crops, [{"file": "noise"}])
+    return path
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    monkeypatch.setitem(sr3.train.PRESETS, "bundled", SMALL)
+
+
+def test_a_pack_survives_and_other_files_are_refused(pack, tmp_path):
+    crops, manifest = load_pack(pack)
+    assert crops.shape == (5, 48, 48, 3) and manifest == [{"file": "noise"}]
+    (tmp_path / "a").write_bytes(b"something else")
+    with pytest.raises(ValueError, match="not a safetensors file"):
+        load_pack(tmp_path / "a")
+
+
+def test_an_epoch_visits_every_crop_once_and_a_record_makes_the_sample_again(pack):
+    crops = load_pack(pack)[0]
+    records = [draw_record((3, 1, i), crops, 32, Mix()) for i in range(5)]
+    assert sorted(r.crop for r in records) == list(range(5))
+    assert [r.crop for r in records] != [draw_record((3, 2, i), crops, 32, Mix()).crop for i in range(5)]
+    again = SampleRecord(**json.loads(json.dumps(records[2].__dict__)))
+    for first, second in zip(make_sample(records[2], crops, 32), make_sample(again, crops, 32), strict=True):
+        assert np.array_equal(first, second)
+    low_res, high_res = make_sample(records[2], crops, 32)
+    assert low_res.shape == (8, 8, 3) and high_res.shape == (32, 32, 3)
+    assert np.array_equal(low_res, np.round(low_res * 255).astype(np.float32) / 255)
+
+
+def test_the_mix_is_what_it_says(pack):
+    crops = load_pack(pack)[0]
+    mix = Mix(bicubic=1, bsr_light=0, bsr=0, bsr_plus=0, augmented=0.5, largest_aug_level=0.2)
+    records = [draw_record((0, e, i), crops, 32, mix) for e in range(40) for i in range(5)]
+    assert {r.plan["preset"] for r in records} == {"bicubic"}
+    levels = np.array([r.aug_level for r in records])
+    assert 0.35 < (levels > 0).mean() < 0.65 and levels.max() <= 0.2
+
+
+def test_an_interrupted_training_equals_an_uninterrupted_one(pack, tmp_path, tiny):
+    config = TrainConfig(pack, tmp_path / "whole", crop_size=32, loop=LOOP)
+    train(config)
+    broken = replace(config, out=tmp_path / "broken")
+    interrupt = broken.loop.steps // 2
+    calls = 0
+
+    real = sr3.train.losses
+
+    def failing(*arguments):
+        nonlocal calls
+        calls += 1
+        if calls > interrupt + 1:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    sr3.train.losses = failing
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(replace(broken, loop=replace(LOOP, save_every=interrupt)))
+    finally:
+        sr3.train.losses = real
+    train(broken)
+    whole, resumed = (load_file(tmp_path / name / "state.safetensors") for name in ("whole", "broken"))
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+
+
+def test_minutes_end_a_training_in_a_resumable_state(pack, tmp_path, tiny):
+    config = TrainConfig(pack, tmp_path / "out", crop_size=32, loop=replace(LOOP, minutes=1e-9))
+    train(config)
+    assert (tmp_path / "out" / "state.safetensors").is_file()
+    assert (tmp_path / "out" / "pipeline" / "model_index.json").is_file()
+
+
+def test_a_tiny_network_overfits_one_pair(tmp_path):
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    high_res = torch.from_numpy(rng.uniform(-1, 1, (1, 3, 8, 8)).astype(np.float32))
+    high_res = torch.nn.functional.interpolate(high_res, 32, mode="bilinear").clamp(-1, 1)
+    batch = (torch.nn.functional.avg_pool2d(high_res, 4), high_res, torch.zeros(1))
+    pipeline = build(SMALL)
+    model = Cascade(pipeline.encoder, pipeline.unet)
+    schedule = cosine_gamma(torch.linspace(0, 1, 101))
+    first: dict[str, float] = {}
+
+    def loss(run, step, rows):
+        terms = losses(run, batch, generator(0, step), schedule, False)
+        if not first:
+            first.update({k: float(v.detach()) for k, v in terms.items()})
+        return terms["total"], {}
+
+    fit(model, loss, LoopConfig(steps=250, warmup=10, learning_rate=3e-3, device="cpu", save_every=999), tmp_path, lambda _: {})
+    with torch.no_grad():
+        last = {k: float(v) for k, v in losses(model, batch, generator(1), schedule, False).items()}
+    assert last["mean"] < 0.35 * first["mean"]
+    assert last["scale"] < first["scale"]
+    assert last["denoising"] < first["denoising"]
+
+
+def test_the_papers_preset_trains_through_the_same_trainer(pack, tmp_path):
+    config = TrainConfig(pack, tmp_path, preset="sr3-paper-tiny", crop_size=32, loop=replace(LOOP, steps=3))
+    pipeline = train(config)
+    assert pipeline.scheduler.config.prediction_type == "epsilon"
+    assert pipeline.scheduler.config.num_train_timesteps == 2000
+
+
+def test_training_starts_from_given_weights(pack, tmp_path, tiny, small_pipeline):
+    small_pipeline.save_pretrained(tmp_path / "init")
+    loop = replace(LOOP, steps=1, learning_rate=0.0)
+    config = TrainConfig(pack, tmp_path / "out", init=tmp_path / "init", crop_size=32, loop=loop)
+    trained = train(config)
+    weights, before = trained.unet.state_dict(), small_pipeline.unet.state_dict()
+    assert all(torch.allclose(weights[k], before[k], atol=1e-6) for k in before)
+
+
+def test_folders_are_read_and_bad_files_named(tmp_path, tiny, capsys):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 240, 3), np.uint8)).save(folder / "a.png")
+    (folder / "bad.png").write_bytes(b"x")
+    config = TrainConfig(folder, tmp_path / "out", crop_size=32, loop=replace(LOOP, steps=1))
+    with pytest.raises(ValueError, match="1 files could not be read; --skip-bad"):
+        train(config)
+    assert "bad.png" in capsys.readouterr().err
+    train(replace(config, skip_bad=True))
+
+
+def test_a_corpus_is_packed_with_its_manifest_and_keeps_some_for_evaluation(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(40):
+        pixels = np.random.default_rng(i).integers(0, 256, (70, 64, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    config = CorpusConfig(tmp_path / "p", (folder,), (), crops=80, size=64, held_out=tmp_path / "kept")
+    assert corpus_main(config) == 0
+    crops, manifest = load_pack(tmp_path / "p")
+    kept = [line for line in manifest if line["held_out"]]
+    assert len(list((tmp_path / "kept").rglob("*.png"))) == len(kept) > 0
+    assert len(crops) == sum(line["crops"] for line in manifest) == 40 - len(kept)
+    assert all(is_held_out(line["sha256"], False) == line["held_out"] for line in manifest)
+    again = collect(config)[0]
+    assert len(again) == len(crops)
+
+
+def test_a_folder_without_pictures_is_one_line_and_exit_code_2(tmp_path):
+    (tmp_path / "empty").mkdir()
+    command = [sys.executable, "-m", "sr3.train", "--data", tmp_path / "empty", "--out", tmp_path / "out"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "holds no pictures" in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_configuration_file_needs_no_command_line_library(pack, tmp_path):
+    values = {"data": str(pack), "out": str(tmp_path), "crop_size": 32, "mix": {"bsr": 0.5}, "loop": {"steps": 7}}
+    (tmp_path / "c.json").write_text(json.dumps(values))
+    config = from_json(tmp_path / "c.json")
+    assert config.loop.steps == 7 and config.mix.bsr == 0.5 and config.data == pack
+    (tmp_path / "c.json").write_text(json.dumps({**values, "nonsense": 1}))
+    with pytest.raises(TypeError, match="nonsense"):
+        from_json(tmp_path / "c.json")
+
+
+def test_batches_do_not_depend_on_how_they_are_shared(pack):
+    config = TrainConfig(pack, Path("unused"), crop_size=32, loop=replace(LOOP, batch_size=4))
+    crops = load_pack(pack)[0]
+    whole = make_batch(config, crops, 3, slice(0, 4))
+    halves = [make_batch(config, crops, 3, rows) for rows in (slice(0, 2), slice(2, 4))]
+    for tensor, *parts in zip(whole, *halves, strict=True):
+        assert torch.equal(tensor, torch.cat(parts))
+
+
+def test_learning_rate_rises_then_falls_to_nothing():
+    config = LoopConfig(steps=100, warmup=10, learning_rate=1.0)
+    rates = [learning_rate(s, config) for s in range(101)]
+    assert rates[0] == pytest.approx(0.1) and rates[10] == 1.0 and rates[100] == pytest.approx(0, abs=1e-9)
+    assert rates[:11] == sorted(rates[:11]) and rates[10:] == sorted(rates[10:], reverse=True)
