@@ -90,7 +90,9 @@ def train_autoencoder(config: "AutoencoderConfig") -> None:
     weights = np.array([2.0 if records[i].everyday else 1.0 for i in seen])
     kept = np.array([i for i, r in enumerate(records) if r.held_out])[:256]
     device = resolve_device(config.loop.device)
-    autoencoder = build_autoencoder(pictures.shape[1], config.latent_channels)
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        autoencoder = build_autoencoder(pictures.shape[1], config.latent_channels)
     if config.init:
         autoencoder = AutoencoderKL.from_pretrained(config.init, dtype=torch.float32)
     autoencoder.set_attn_processor(AttnProcessor())

@@ -110,11 +110,12 @@ def starting_pipeline(
         return StableDiffusionPipeline.from_pretrained(
             config.init, vae=autoencoder, dtype=torch.float32, local_files_only=True
         )
-    torch.manual_seed(config.seed)
     tokenizer = train_tokenizer(samples.all_captions())
-    text_encoder = build_text_encoder(len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id)
-    side = samples.latents.shape[-1]
-    return assemble(autoencoder, text_encoder, tokenizer, build_unet(side, samples.latents.shape[1]))
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        text_encoder = build_text_encoder(len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id)
+        unet = build_unet(samples.latents.shape[-1], samples.latents.shape[1])
+    return assemble(autoencoder, text_encoder, tokenizer, unet)
 
 
 @torch.no_grad()

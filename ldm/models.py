@@ -24,6 +24,7 @@ NOISE_SCHEDULE: dict[str, Any] = {
     "num_train_timesteps": 1000,
     "beta_schedule": "squaredcos_cap_v2",
     "prediction_type": "v_prediction",
+    "steps_offset": 1,
     "timestep_spacing": "trailing",
 }
 

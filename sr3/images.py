@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
@@ -123,6 +122,8 @@ def _from_pil(file: Image.Image, data: bytes, name: str) -> Picture:
     icc, exif = file.info.get("icc_profile"), file.getexif()
     orientation = exif.pop(ORIENTATION, 1)
     if file.mode.startswith("I") or _sixteen_bit(file, data):
+        import cv2  # Pillow reads no sixteen bits a colour; not at the top, where it would need libGL of every user
+
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
         if pixels is None or pixels.dtype != np.uint16:
             raise ImageError(f"{name} has pixels of mode {file.mode}; 8 or 16 bits a channel are accepted")
@@ -188,6 +189,8 @@ def encode(picture: Picture, format: str = "PNG", quality: int = 95, text: dict[
 
 
 def _encode_deep(pixels: np.ndarray, format: str) -> bytes:
+    import cv2
+
     order = {1: [0], 2: [0, 0, 0, 1], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[pixels.shape[2]]
     done, data = cv2.imencode(".png" if format == "PNG" else ".tiff", pixels[..., order])
     if not done:

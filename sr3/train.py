@@ -189,8 +189,9 @@ def train(config: TrainConfig) -> SR3Pipeline:
     preset = PRESETS[config.preset]
     crops = read_data(config)
     device = resolve_device(config.loop.device)
-    torch.manual_seed(config.seed)
-    pipeline = SR3Pipeline.from_pretrained(config.init, dtype=torch.float32) if config.init else build(preset)
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        pipeline = SR3Pipeline.from_pretrained(config.init, dtype=torch.float32) if config.init else build(preset)
     model = Cascade(pipeline.encoder, pipeline.unet).to(device)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if preset.paper:

@@ -1,0 +1,157 @@
+"""Drawings and captions: what is rendered, placed, said and kept for evaluation."""
+
+import json
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import ldm.corpus
+from ldm.captions import CHINESE_COLOURS, GROUNDS, HUES, STYLES, Drawing, article, caption
+from ldm.corpus import CorpusConfig, fetch, is_held_out, main, read_everyday, render, single_hue, svg_of
+from ldm.data import Placement, load_pack, place, sample_placement, save_pack, turn_hue
+
+APPLE = Drawing("red apple", "noto", ("apple",), ("fruit",), "红苹果", ("水果",), everyday=True, hue="red")
+CIRCLE = '<circle cx="16" cy="16" r="12" fill="#e02020"/>'
+
+
+def circle(size: int = 64) -> np.ndarray:
+    return render(svg_of({"icons": {"c": {"body": CIRCLE}}, "width": 32, "height": 32}, "c"), size)
+
+
+def test_a_vector_drawing_is_rendered_exactly():
+    picture = circle()
+    assert picture.shape == (64, 64, 4) and picture.dtype == np.uint8
+    assert picture[32, 32].tolist() == [0xE0, 0x20, 0x20, 255]
+    assert picture[0, 0, 3] == 0
+    assert picture[..., 3].mean() / 255 == pytest.approx(np.pi * 12**2 / 32**2, rel=0.01)
+
+
+def test_one_hue_is_told_from_several():
+    red = circle()
+    assert single_hue(red) == "red"
+    assert single_hue(turn_hue(red, "red", "blue")) == "blue"
+    half = red.copy()
+    half[:, 32:] = turn_hue(red, "red", "green")[:, 32:]
+    assert single_hue(half) is None
+    grey = red.copy()
+    grey[..., :3] = 128
+    assert single_hue(grey) is None
+
+
+def test_placing_covers_the_ground_and_flips():
+    picture = circle()
+    picture[:, :32, 3] = 0
+    placed = place(picture, APPLE, Placement("green", None, False, 1.0, (0, 0)))
+    assert placed[32, 10].tolist() == list(GROUNDS["green"]) and placed[32, 40].tolist() == [0xE0, 0x20, 0x20]
+    flipped = place(picture, APPLE, Placement("green", None, True, 1.0, (0, 0)))
+    assert np.array_equal(flipped, placed[:, ::-1])
+    small = place(circle(), APPLE, Placement("white", "blue", False, 0.5, (1.0, 1.0)))
+    assert (small[:31] == 255).all() and small[48, 48, 2] > small[48, 48, 0]
+
+
+def test_captions_name_the_thing_and_only_what_is_there():
+    rng = np.random.default_rng(0)
+    texts = [caption(rng, APPLE, "blue", "green") for _ in range(300)]
+    assert all("apple" in t or "苹果" in t for t in texts)
+    assert all("blue" in t or "蓝色" in t for t in texts)
+    assert not any("red" in t.split() for t in texts)
+    assert any("green background" in t for t in texts) and any("绿色背景" in t for t in texts)
+    assert any("noto style" in t for t in texts)
+    share = np.mean(["果" in t for t in texts])
+    assert 0.15 < share < 0.35
+
+
+def test_articles():
+    assert [article(n) for n in ("apple", "pear", "bus", "glasses", "orange background")] == [
+        "an apple", "a pear", "a bus", "glasses", "an orange background",
+    ]  # fmt: skip
+
+
+def test_words_exist_in_both_languages():
+    assert set(GROUNDS) | set(HUES) <= set(CHINESE_COLOURS)
+
+
+def test_placements_are_drawn_as_stated():
+    rng = np.random.default_rng(0)
+    drawn = [sample_placement(rng, APPLE) for _ in range(2000)]
+    assert 0.45 < np.mean([p.ground == "white" for p in drawn]) < 0.55
+    assert 0.45 < np.mean([p.colour is None for p in drawn]) < 0.55
+    assert {p.ground for p in drawn} == set(GROUNDS)
+    assert all(p.colour is None for p in (sample_placement(rng, replace(APPLE, hue=None)) for _ in range(50)))
+
+
+def test_one_pair_in_twenty_is_held_out_for_good():
+    held = [is_held_out(label, style) for label in read_everyday() for style in STYLES]
+    assert 0.035 < np.mean(held) < 0.065
+    assert is_held_out("red apple", "noto") == is_held_out("red apple", "noto")
+
+
+def test_everyday_names_are_many_and_distinct():
+    names = read_everyday()
+    assert len(names) > 300 and "red apple" in names and names["automobile"] == ("car",)
+
+
+@pytest.fixture
+def packages(tmp_path, monkeypatch) -> Path:
+    """What npm would have fetched: two styles and the names, as archives in the cache."""
+    cache = tmp_path / "cache"
+    cache.mkdir()
+
+    def archive(package: str, files: dict[str, object]) -> None:
+        version = ldm.corpus.VERSIONS[package]
+        folder = tmp_path / "made" / package
+        for name, content in files.items():
+            path = folder / "package" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(content))
+        name = f"{package.replace('@', '').replace('/', '-')}-{version}.tgz"
+        with tarfile.open(cache / name, "w:gz") as tar:
+            tar.add(folder / "package", "package")
+
+    entry = {"hexcode": "1", "group": 4, "subgroup": 42, "tags": ["fruit"]}
+    names = [{**entry, "label": "red apple"}, {**entry, "hexcode": "2", "label": "green thing", "tags": []}]
+    chinese = [{"hexcode": "1", "label": "红苹果", "tags": []}]
+    files = {"package.json": {"license": "MIT"}, "en/data.json": names, "zh/data.json": chinese}
+    archive("emojibase-data", files)
+    for style in ("noto", "openmoji"):
+        icons = {"icons": {"red-apple": {"body": CIRCLE}, "empty": {"body": ""}}, "width": 32, "height": 32}
+        if style == "openmoji":
+            icons["aliases"] = {"green-thing": {"parent": "red-apple"}}
+        info = {"license": {"spdx": "Apache-2.0"}}
+        archive(f"@iconify-json/{style}", {"package.json": {"license": "x"}, "info.json": info, "icons.json": icons})
+    keep = {p: v for p, v in ldm.corpus.VERSIONS.items() if p.split("/")[-1] in ("noto", "openmoji", "emojibase-data")}
+    monkeypatch.setattr(ldm.corpus, "VERSIONS", keep)
+    monkeypatch.setattr(ldm.corpus, "STYLES", {k: STYLES[k] for k in ("noto", "openmoji")})
+    monkeypatch.setattr(ldm.corpus, "read_everyday", lambda: {"red apple": ("apple",)})
+    return cache
+
+
+def test_the_corpus_is_packed_with_names_licences_and_hashes(packages, tmp_path, capsys):
+    assert main(CorpusConfig(tmp_path / "p.safetensors", tmp_path / "drawings", packages, size=32)) == 0
+    pictures, records, manifest = load_pack(tmp_path / "p.safetensors")
+    assert [(r.label, r.style) for r in records] == [
+        ("red apple", "noto"), ("red apple", "openmoji"), ("green thing", "openmoji"),
+    ]  # fmt: skip
+    assert pictures.shape == (3, 32, 32, 4)
+    assert records[0].label_zh == "红苹果" and records[0].everyday and not records[2].everyday
+    assert {m["licence"] for m in manifest} == {"MIT", "Apache-2.0"} and all(len(m["sha256"]) == 64 for m in manifest)
+    assert len(list((tmp_path / "drawings").glob("*__*.png"))) == 3
+    assert main(CorpusConfig(cache=packages)) == 2
+
+
+def test_a_package_that_cannot_be_had_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(RuntimeError, match="npm is needed"):
+        fetch("@iconify-json/noto", "0.0.0", tmp_path)
+
+
+def test_packs_survive_and_other_files_are_refused(tmp_path):
+    save_pack(tmp_path / "p", circle()[None], [APPLE], [{"package": "x"}])
+    pictures, records, manifest = load_pack(tmp_path / "p")
+    assert np.array_equal(pictures[0], circle()) and records == [APPLE] and manifest == [{"package": "x"}]
+    (tmp_path / "q").write_bytes(b"text")
+    with pytest.raises(ValueError, match="not a safetensors file"):
+        load_pack(tmp_path / "q")

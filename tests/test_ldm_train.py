@@ -1,0 +1,159 @@
+"""Both stages: the mathematics, exact resume, the result as an ordinary pipeline, errors."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file
+
+import ldm.autoencoder
+import ldm.diffusion
+from ldm.autoencoder import gradients, lower_bound, psnr
+from ldm.captions import Drawing
+from ldm.data import save_pack
+from ldm.diffusion import min_snr_weight, velocity
+from ldm.load import ModelError, load
+from ldm.models import TEXT_LENGTH, train_tokenizer
+from ldm.train import AutoencoderConfig, DiffusionConfig, _from_json, main
+from sr3.loop import LoopConfig
+
+LOOP = LoopConfig(steps=4, batch_size=4, warmup=1, device="cpu", save_every=2, log_every=1)
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("pack") / "drawings.safetensors"
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (6, 32, 32, 4), np.uint8)
+    names = ("apple", "pear", "cat", "dog", "sun", "car")
+    records = [Drawing(n, "noto", label_zh="苹果", everyday=True, held_out=n == "car") for n in names]
+    save_pack(path, pictures, records, [])
+    return path
+
+
+@pytest.fixture(scope="module")
+def stages(pack, tmp_path_factory) -> tuple[Path, Path]:
+    """Both stages, trained for a few steps."""
+    out = tmp_path_factory.mktemp("out")
+    main(AutoencoderConfig(pack, out / "ae", latent_channels=4, loop=LOOP))
+    main(DiffusionConfig(pack, out / "diffusion", out / "ae" / "vae", variants=2, loop=LOOP))
+    return out / "ae", out / "diffusion"
+
+
+def test_lower_bound_terms_have_known_values():
+    target = torch.zeros(2, 3, 4, 4)
+    terms = lower_bound(target, target + 0.1, torch.zeros(2, 5), torch.zeros(2, 5))
+    assert terms["kl"] == 0
+    assert terms["absolute_error"] == pytest.approx(0.1)
+    # -log of a Laplace density of scale 0.1 at 0.1, per number, on levels 2/255 apart
+    assert terms["reconstruction"] == pytest.approx(48 * (1 + np.log(0.2) - np.log(2 / 255)), rel=1e-4)
+    one = lower_bound(target, target + 0.1, torch.ones(2, 5), torch.zeros(2, 5))
+    assert one["kl"] == pytest.approx(2.5)  # ½ μ² for each of five latents
+
+
+def test_velocity_and_its_weight():
+    sample, noise = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
+    gamma = torch.tensor([0.8, 0.3]).view(-1, 1, 1, 1)
+    noisy = gamma.sqrt() * sample + (1 - gamma).sqrt() * noise
+    # x₀ = √γ x_t − √(1−γ) v (Salimans and Ho, section 4)
+    assert torch.allclose(gamma.sqrt() * noisy - (1 - gamma).sqrt() * velocity(sample, noise, gamma), sample, atol=1e-5)
+    assert min_snr_weight(torch.tensor(0.5), 5.0) == pytest.approx(0.5)
+    assert min_snr_weight(torch.tensor(0.99), 5.0) == pytest.approx(0.05, rel=1e-3)
+
+
+def test_edges_and_psnr():
+    step = torch.zeros(1, 3, 4, 4)
+    step[..., 2:] = 1
+    assert gradients(step).abs().sum() == 12
+    assert psnr(torch.zeros(1, 3, 4, 4), torch.full((1, 3, 4, 4), 0.2)) == pytest.approx(20)
+
+
+def test_any_language_goes_through_the_tokenizer():
+    tokenizer = train_tokenizer(["a red apple", "a green pear", "红苹果"], vocabulary=300)
+    for text in ("a red apple", "ein Äpfelchen", "苹果🍎", "ありがとう"):
+        ids = tokenizer(text).input_ids
+        assert tokenizer.decode(ids, skip_special_tokens=True).strip() == text
+    padded = tokenizer(["a" * 500, ""], padding="max_length", truncation=True).input_ids
+    assert [len(ids) for ids in padded] == [TEXT_LENGTH, TEXT_LENGTH]
+
+
+def test_the_result_is_an_ordinary_stable_diffusion_pipeline(stages):
+    folder = stages[1] / "pipeline"
+    assert json.loads((folder / "model_index.json").read_text())["_class_name"] == "StableDiffusionPipeline"
+    pipeline = load(folder, "cpu")
+    assert isinstance(pipeline, StableDiffusionPipeline)
+    draw = [torch.Generator().manual_seed(s) for s in (1, 1, 2)]
+    images = pipeline(["an apple"] * 3, num_inference_steps=2, generator=draw, output_type="np").images
+    assert images.shape == (3, 32, 32, 3)
+    assert np.allclose(images[0], images[1], atol=1e-4) and not np.allclose(images[0], images[2], atol=1e-2)
+
+
+def test_latents_have_unit_scale(stages):
+    config = json.loads((stages[0] / "vae" / "config.json").read_text())
+    assert config["scaling_factor"] != 0.18215 and config["scaling_factor"] > 0
+
+
+def interrupted(module, monkeypatch, config) -> None:
+    """Train until just after the first save, then fail; then train to the end."""
+    real, calls = module.generator, []
+
+    def failing(*key):
+        calls.append(key)
+        if len(calls) > 3:
+            raise KeyboardInterrupt
+        return real(*key)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "generator", failing)
+        with pytest.raises(KeyboardInterrupt):
+            main(config)
+    main(config)
+
+
+def equal(first: Path, second: Path) -> bool:
+    a, b = load_file(first / "state.safetensors"), load_file(second / "state.safetensors")
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_an_interrupted_autoencoder_equals_an_uninterrupted_one(pack, stages, tmp_path, monkeypatch):
+    interrupted(ldm.autoencoder, monkeypatch, AutoencoderConfig(pack, tmp_path, latent_channels=4, loop=LOOP))
+    assert equal(tmp_path, stages[0])
+
+
+def test_an_interrupted_diffusion_equals_an_uninterrupted_one(pack, stages, tmp_path, monkeypatch):
+    config = DiffusionConfig(pack, tmp_path, stages[0] / "vae", variants=2, loop=LOOP)
+    interrupted(ldm.diffusion, monkeypatch, config)
+    assert equal(tmp_path, stages[1])
+
+
+def test_training_starts_from_given_weights(pack, stages, tmp_path):
+    loop = replace(LOOP, steps=1, learning_rate=0.0)
+    vae = stages[0] / "vae"
+    main(DiffusionConfig(pack, tmp_path, vae, init=stages[1] / "pipeline", variants=1, loop=loop))
+    before, after = (load(f / "pipeline", "cpu").unet.state_dict() for f in (stages[1], tmp_path))
+    assert all(torch.allclose(before[k], after[k], atol=1e-6) for k in before)
+
+
+def test_a_configuration_file_needs_no_command_line_library(tmp_path):
+    values = {"stage": "diffusion", "pack": "p", "out": "o", "autoencoder": "v", "loop": {"steps": 3}}
+    (tmp_path / "c.json").write_text(json.dumps(values))
+    config = _from_json(tmp_path / "c.json")
+    assert isinstance(config, DiffusionConfig) and config.loop.steps == 3 and config.loop.batch_size == 128
+    (tmp_path / "c.json").write_text(json.dumps({**values, "nonsense": 1}))
+    with pytest.raises(TypeError, match="nonsense"):
+        _from_json(tmp_path / "c.json")
+
+
+def test_wrong_models_are_named(stages, tmp_path, caplog):
+    with pytest.raises(ModelError, match="no model_index.json"):
+        load(tmp_path)
+    with pytest.raises(ModelError, match="does not exist"):
+        load(tmp_path / "none")
+    with pytest.raises(ModelError, match="must be one of auto, float32"):
+        load(stages[1] / "pipeline", dtype="int8")
+    with pytest.raises(ModelError, match="nobody/nothing cannot be loaded"):
+        load("nobody/nothing")
