@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +87,7 @@ def run(options: Options) -> None:
     if options.show_preset:
         print(preset.to_json())
         return
-    _check(options)
+    _check(options, preset)
     out = options.out or Path(_default_name(options, preset))
     _encode(out, np.zeros((8, 8, 3), np.uint8))  # a bad name fails before the work, not after it
     with_pictures = bool(options.images or options.replay)
@@ -110,9 +112,11 @@ def run(options: Options) -> None:
         print(f"page: {page}")
 
 
-def _check(options: Options) -> None:
+def _check(options: Options, preset: Preset) -> None:
     if not (options.images or options.replay or options.stats):
         raise ValueError("no picture is named (python -m degradation.preview --help tells more)")
+    if options.scale not in preset.scales:
+        raise ValueError(f"preset {preset.name} allows the scales {preset.scales}, got {options.scale}")
     if options.replay and options.op:
         raise ValueError("--replay and --op exclude each other")
     if not 1 <= options.n <= 100:
@@ -186,9 +190,12 @@ def _parse(arguments: list[str]) -> Options:
     except SystemExit as stop:
         if not stop.code:
             raise
-    inside = [line.strip("│ ") for line in complaint.getvalue().splitlines() if line.startswith("│")]
-    first = inside[: next((i for i, line in enumerate(inside) if line.startswith("─")), len(inside))]
-    raise ValueError(" ".join(first) or "the command line was not understood")
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", complaint.getvalue())  # no colours
+    lines = [line.strip(" │╭╮╰╯─") for line in plain.splitlines()]
+    _, *said = [line for line in lines if line.strip("-")] or [""]  # the first is the box's title
+    ends = ("For full helptext", "Argument helptext")
+    said = list(itertools.takewhile(lambda line: not line.startswith(ends), said))
+    raise ValueError(" ".join(said) or "the command line was not understood (--help tells more)")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,13 +123,12 @@ def _record(entry: dict[str, Any]) -> Record:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write to a temporary name beside the file, then rename. Raises ValueError where that fails."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-        os.chmod(temporary, 0o644)
+        temporary.write_bytes(data)
         os.replace(temporary, path)
     except OSError as error:
+        temporary.unlink(missing_ok=True)
         raise ValueError(f"{path}: cannot be written: {error.strerror}") from error
 
 

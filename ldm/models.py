@@ -1,5 +1,6 @@
 """The bundled model's parts: a KL autoencoder, a text encoder with its tokenizer, and a latent U-Net."""
 
+import copy
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -123,5 +124,9 @@ def assemble(
 
 
 def save(pipeline: StableDiffusionPipeline, folder: Path) -> None:
-    """Write the pipeline's directory, in shards of at most 15 MB."""
-    pipeline.save_pretrained(folder, safe_serialization=True, max_shard_size="15MB")
+    """Write the pipeline's directory: float16, in shards of at most 15 MB. The pipeline itself stays as it is."""
+    vae, text_encoder, unet = (
+        copy.deepcopy(part).to(torch.float16) for part in (pipeline.vae, pipeline.text_encoder, pipeline.unet)
+    )
+    half = assemble(vae, text_encoder, pipeline.tokenizer, unet)
+    half.save_pretrained(folder, max_shard_size="15MB")

@@ -155,7 +155,7 @@ async def _result_unless_gone(request: Request, worker: Worker, job: Job) -> Gen
     try:
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         return await result if result.done() else None
-    except (NotReady, Cancelled) as error:
+    except (NotReady, Cancelled, asyncio.CancelledError) as error:  # the last: the time to stop is up
         raise _unavailable(State.CLOSED) from error
     except InvalidRequest as error:
         raise bad_fields([_invalid(error)]) from error

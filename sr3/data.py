@@ -37,11 +37,11 @@ def load_pack(path: Path) -> tuple[np.ndarray, list[dict[str, Any]]]:
 class Mix:
     """How often each degradation preset is drawn, and noise conditioning augmentation."""
 
-    bicubic: float = 0.5
-    bsr_light: float = 0.3
-    bsr: float = 0.2
+    bicubic: float = 0.6
+    bsr_light: float = 0.25
+    bsr: float = 0.15
     bsr_plus: float = 0.0
-    augmented: float = 0.4
+    augmented: float = 0.3
     """Share of the samples whose low_res gets noise of a level that the network is told."""
     largest_aug_level: float = 0.3
 

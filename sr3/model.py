@@ -87,7 +87,7 @@ class LowResEncoder(ModelMixin, ConfigMixin):
             features = block(features)
         features = features + first
         mean = bicubic + F.pixel_shuffle(self.correction(features), SCALE)  # (N, 3, 4h, 4w)
-        log_scale = self.scale(features.detach()).clamp(math.log(SMALLEST_SCALE), 0)
+        log_scale = self.scale(features).clamp(math.log(SMALLEST_SCALE), 0)
         return EncoderOutput(mean, log_scale, features)
 
 

@@ -4,6 +4,7 @@
 diffusers directory. The same command again goes on where the last one stopped.
 """
 
+import copy
 import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ from sr3.process import add_noise, augment, cosine_gamma, denoising_loss, sample
 
 # The cosine schedule ends in pure noise; SR3's own is linear (arXiv 2104.07636, section 4, T = 2000).
 COSINE = {"num_train_timesteps": 1000, "beta_schedule": "squaredcos_cap_v2", "timestep_spacing": "trailing"}
+LARGEST_RESIDUAL = 6.0  # in expected standard deviations: what is further out would drown the rest of a batch
 LINEAR = {"num_train_timesteps": 2000, "beta_schedule": "linear", "beta_start": 1e-6, "beta_end": 1e-2}
 
 
@@ -94,6 +96,12 @@ def build(preset: Preset) -> SR3Pipeline:
     return SR3Pipeline(encoder, unet, scheduler)
 
 
+def save(pipeline: SR3Pipeline, folder: Path) -> None:
+    """Write the pipeline's directory: float16, in shards of at most 15 MB. The pipeline itself stays as it is."""
+    encoder, unet = (copy.deepcopy(m).to(torch.float16) for m in (pipeline.encoder, pipeline.unet))
+    SR3Pipeline(encoder, unet, pipeline.scheduler).save_pretrained(folder, max_shard_size="15MB")
+
+
 class Cascade(nn.Module):
     """Encoder and denoiser as one module, for one forward pass of training."""
 
@@ -109,7 +117,7 @@ class Cascade(nn.Module):
         patch = self.unet.config.patch_size
         with torch.autocast(low_res.device.type, enabled=False):
             scale = F.interpolate(encoded.log_scale.detach().float().exp(), scale_factor=float(SCALE))
-            residual = (high_res - encoded.mean.detach().float()) / scale
+            residual = ((high_res - encoded.mean.detach().float()) / scale).clamp(-LARGEST_RESIDUAL, LARGEST_RESIDUAL)
             residual = F.pixel_unshuffle(residual, patch)
             noisy = add_noise(residual, gamma, noise)
         output = self.unet(noisy, encoded.features.detach(), gamma)
@@ -211,7 +219,7 @@ def train(config: TrainConfig) -> SR3Pipeline:
         return terms["total"], {k: float(v.detach()) for k, v in terms.items()}
 
     def on_save(step: int) -> dict[str, Tensor]:
-        pipeline.save_pretrained(config.out / "pipeline", max_shard_size="15MB")
+        save(pipeline, config.out / "pipeline")
         low_res, high_res, _ = make_batch(replace(config, seed=config.seed + 1), crops, 0, slice(0, 4))
         images = [F.interpolate(low_res, scale_factor=4.0), high_res]
         for steps in (0, 4) if not preset.paper else (10,):
@@ -222,7 +230,7 @@ def train(config: TrainConfig) -> SR3Pipeline:
 
     fit(model, loss, config.loop, config.out, on_save)
     pool.shutdown()
-    return SR3Pipeline.from_pretrained(config.out / "pipeline")
+    return SR3Pipeline.from_pretrained(config.out / "pipeline", dtype=torch.float32)
 
 
 def from_json(path: Path) -> TrainConfig:

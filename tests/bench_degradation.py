@@ -23,14 +23,6 @@ from scipy import ndimage
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from degradation_measures import (  # noqa: E402
-    detailed_crops,
-    find_constants,
-    measure_shifts,
-    samples_per_second,
-    textured,
-)
-
 from degradation import PRESETS, degrade, sample_plan  # noqa: E402
 from degradation.apply import apply_step  # noqa: E402
 from degradation.plan import (  # noqa: E402
@@ -45,6 +37,13 @@ from degradation.plan import (  # noqa: E402
     Sharpen,
     SpeckleNoise,
     Step,
+)
+from tests.degradation_measures import (  # noqa: E402
+    detailed_crops,
+    find_constants,
+    measure_shifts,
+    samples_per_second,
+    textured,
 )
 
 

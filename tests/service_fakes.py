@@ -72,7 +72,8 @@ def serving(settings: Settings, factory: CascadeFactory, ready: bool = True) -> 
     app = create_app(settings, factory)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = "http://{}:{}".format(*listener.getsockname())
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=5))
+        patience = settings.shutdown_seconds
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=patience))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

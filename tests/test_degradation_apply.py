@@ -8,13 +8,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from degradation_measures import find_constants, measure_shifts, registered_shift, textured
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from degradation import PRESETS, Plan, apply_plan, crop_to_multiple, degrade, sample_plan, target
 from degradation.plan import Jpeg, Resize
 from degradation.resize import resize
+from tests.degradation_measures import find_constants, measure_shifts, registered_shift, textured
 
 ROOT = Path(__file__).resolve().parent.parent
 

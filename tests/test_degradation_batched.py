@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from degradation_measures import textured
 
 from degradation import PRESETS, Plan, apply_plan, apply_step, sample_plan, target
 from degradation.batched import apply_plans_batched, targets_batched
@@ -22,6 +21,7 @@ from degradation.plan import (
     Sharpen,
     SpeckleNoise,
 )
+from tests.degradation_measures import textured
 
 MIXING = ((0.3, 0.2, -0.5), (0.1, 0.6, 0.2), (0.0, 0.1, 0.7))
 MATRIX = ((0.6, 0.3, 0.1), (0.1, 0.7, 0.2), (0.05, 0.2, 0.75))

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from degradation_measures import textured
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
 from degradation.blur import anisotropic_blur, blur, gaussian_kernel, gaussian_taps, sharpen
+from tests.degradation_measures import textured
 
 ODD = st.integers(0, 12).map(lambda half: 2 * half + 1)
 SIGMA = st.floats(0, 20)

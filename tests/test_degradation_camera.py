@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from degradation_measures import textured
 
 from degradation.camera import (
     RED_POSITIONS,
@@ -12,6 +11,7 @@ from degradation.camera import (
     to_display,
     to_linear,
 )
+from tests.degradation_measures import textured
 
 MATRIX = ((0.6, 0.3, 0.1), (0.1, 0.7, 0.2), (0.05, 0.2, 0.75))
 

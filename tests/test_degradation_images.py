@@ -6,10 +6,10 @@ import zlib
 import cv2
 import numpy as np
 import pytest
-from degradation_measures import textured
 from PIL import Image
 
 from degradation.images import find_images, read_image, to_float
+from tests.degradation_measures import textured
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])

@@ -4,10 +4,10 @@ import io
 
 import numpy as np
 import pytest
-from degradation_measures import textured
 from PIL import Image
 
 from degradation.jpeg import jpeg
+from tests.degradation_measures import textured
 
 
 def psnr(a, b):

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from degradation_measures import textured
 
 from degradation.noise import gaussian_field, gaussian_noise, poisson_noise, speckle_noise
+from tests.degradation_measures import textured
 
 MIXING = ((0.6, 0.2, -0.5), (0.1, 0.7, 0.2), (0.0, 0.3, 0.8))
 GREY = np.full((200, 150, 3), 0.5, np.float32)

@@ -6,11 +6,11 @@ import re
 
 import cv2
 import numpy as np
-from degradation_measures import textured
 
 from degradation.page import draw_page
 from degradation.plan import Blur, Jpeg
 from degradation.sheet import Panel, Section
+from tests.degradation_measures import textured
 
 
 def make_page(name="photo.jpg"):

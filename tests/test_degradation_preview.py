@@ -9,11 +9,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from degradation_measures import textured
 
 from degradation import PRESETS, Plan, apply_plan
 from degradation.preview import main
 from degradation.records import cut, read_records, reopen
+from tests.degradation_measures import textured
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -45,10 +45,13 @@ def test_a_photo_alone_is_enough(folder, capsys):
 
 
 def test_it_runs_as_a_module_with_the_base_dependencies_only(folder):
-    """scipy, torch and matplotlib are made impossible to import."""
+    """SciPy, torch and matplotlib are made impossible to import."""
     code = (
         "import sys, runpy\n"
-        "for name in ('scipy', 'torch', 'matplotlib', 'diffusers'): sys.modules[name] = None\n"
+        "class Forbid:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in ('scipy', 'torch', 'matplotlib', 'diffusers'): raise ImportError(name)\n"
+        "sys.meta_path.insert(0, Forbid())\n"
         "sys.argv = ['preview', 'photo.jpg', '--html', '--stats', '20']\n"
         "runpy.run_module('degradation.preview', run_name='__main__')"
     )

@@ -5,7 +5,6 @@ import json
 import cv2
 import numpy as np
 import pytest
-from degradation_measures import textured
 
 from degradation import sample_plan
 from degradation.plan import Blur, Jpeg
@@ -20,6 +19,7 @@ from degradation.records import (
     write_bytes,
     write_records,
 )
+from tests.degradation_measures import textured
 
 
 @pytest.fixture

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from degradation_measures import textured
 from scipy import ndimage
 
 from degradation.blur import gaussian_kernel
 from degradation.resize import decimate, resize
+from tests.degradation_measures import textured
 
 METHODS = ("linear", "cubic", "area", "bicubic")
 

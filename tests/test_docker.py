@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 import yaml
-from service_fakes import FakeCascade, Running, serving
 
 from service.settings import Settings, load_settings
+from tests.service_fakes import FakeCascade, Running, serving
 
 ROOT = Path(__file__).parent.parent
 DOCKER = ROOT / "docker"

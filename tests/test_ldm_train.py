@@ -149,7 +149,7 @@ def test_a_configuration_file_needs_no_command_line_library(tmp_path):
 
 
 def test_wrong_models_are_named(stages, tmp_path, caplog):
-    with pytest.raises(ModelError, match="no model_index.json"):
+    with pytest.raises(ModelError, match=r"no model_index\.json"):
         load(tmp_path)
     with pytest.raises(ModelError, match="does not exist"):
         load(tmp_path / "none")

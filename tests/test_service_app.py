@@ -13,12 +13,12 @@ from contextlib import contextmanager
 import httpx
 import pytest
 from PIL import Image
-from service_fakes import BASE, FakeCascade, Running, flat_result, serving, wait_until
 
 from service.cascade import Cascade, GenerateRequest, InvalidRequest
 from service.schemas import ProblemBody
 from service.settings import Settings
 from service.worker import State
+from tests.service_fakes import BASE, FakeCascade, Running, flat_result, serving, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -295,3 +295,15 @@ def test_stopping_server_finishes_what_runs() -> None:
             wait_until(lambda: cascade.begun)
         assert answer.result(20).status_code == 200
     assert server.worker.state is State.CLOSED
+
+
+def test_what_still_runs_when_the_time_to_stop_is_up_is_503() -> None:
+    cascade = FakeCascade(step_seconds=0.05)
+    with ThreadPoolExecutor(1) as pool:
+        with serving(Settings(shutdown_seconds=0), lambda s: cascade) as server:
+            body = {"prompt": "a", "steps": 100}
+            answer = pool.submit(httpx.post, server.url + "/generate", json=body, timeout=20)
+            wait_until(lambda: cascade.begun)
+        assert answer.result(20).status_code == 503
+        assert problem(answer.result()).detail == "the server is stopping"
+    assert cascade.ended == [("a", "Cancelled")]

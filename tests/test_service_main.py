@@ -12,13 +12,13 @@ from pathlib import Path
 
 import httpx
 import pytest
-from service_fakes import FakeCascade
 
 from service.__main__ import main
 from service.cascade import Cascade
 from service.settings import Settings
+from tests.service_fakes import FakeCascade
 
-FAKE = "import sys; from service_fakes import FakeCascade; from service.__main__ import main; "
+FAKE = "import sys; from tests.service_fakes import FakeCascade; from service.__main__ import main; "
 SERVE = FAKE + "sys.exit(main(sys.argv[1:], lambda settings: FakeCascade()))"
 
 
@@ -78,7 +78,7 @@ def test_wrong_start_of_the_real_program_ends_with_status_2() -> None:
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
 def test_it_says_when_it_is_ready_and_how_to_try_it(end: signal.Signals, tmp_path: Path) -> None:
-    environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), *sys.path])}
     command = [sys.executable, "-W", "error", "-c", SERVE, "--port", "0"]
     with subprocess.Popen(command, env=environ, stdout=-1, stderr=-1, text=True) as process:
         assert process.stdout is not None

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from service_fakes import FakeCascade, Running, serving
 
 from service.openapi import in_words
 from service.schemas import FieldError, ProblemBody, generate_body
 from service.settings import Settings
+from tests.service_fakes import FakeCascade, Running, serving
 
 
 @pytest.fixture(scope="module")

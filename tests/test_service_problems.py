@@ -7,10 +7,10 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from service_fakes import FakeCascade, Running, serving
 
 from service.schemas import ProblemBody
 from service.settings import Settings
+from tests.service_fakes import FakeCascade, Running, serving
 
 JSON = {"content-type": "application/json"}
 

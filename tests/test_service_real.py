@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from service_fakes import Running, serving, wait_until
 
 from service.__main__ import main
 from service.cascade import load_cascade
 from service.settings import Settings
 from service.worker import State
+from tests.service_fakes import Running, serving, wait_until
 
 QUICK = {"steps": 6, "sr_steps": 1}
 

@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 
 import pytest
-from service_fakes import FakeCascade, wait_until
 
 from service.cascade import Cascade, GenerateRequest
 from service.worker import Cancelled, NotReady, QueueFull, State, Worker
+from tests.service_fakes import FakeCascade, wait_until
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ def test_cosine_schedule_runs_from_signal_to_noise():
 def test_sampled_gammas_follow_the_schedule():
     schedule = cosine_gamma(torch.linspace(0, 1, 101))
     gamma = sample_gamma(schedule, torch.Generator().manual_seed(0), 20_000)
-    assert 0 <= gamma.min() and gamma.max() <= 1
+    assert gamma.min() >= 0 and gamma.max() <= 1
     # E[cos²(πt/2)] over uniform t is 1/2, its standard deviation 1/√8.
     assert abs(gamma.mean() - 0.5) < 5 * 8**-0.5 / 20_000**0.5
 
@@ -55,7 +55,9 @@ def test_posterior_agrees_with_bayes_rule():
 
 def test_augmentation_keeps_the_mean_and_has_the_stated_level():
     low_res = torch.full((1, 3, 64, 64), 0.25)
-    noised = augment(low_res, torch.tensor([0.3]), torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+    noised = augment(
+        low_res, torch.tensor([0.3]), torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    )
     noise_share = noised.std() / (1 + noised.std() ** 2) ** 0.5
     assert noise_share == pytest.approx(0.3, abs=0.01)
     assert noised.mean() == pytest.approx(0.25, abs=0.01)

@@ -9,9 +9,7 @@ from hypothesis import strategies as st
 from sr3.tiling import Tiling, boxes, count, evaluate
 
 
-@given(
-    height=st.integers(2, 60), width=st.integers(2, 60), size=st.integers(3, 12), overlap=st.integers(0, 5)
-)
+@given(height=st.integers(2, 60), width=st.integers(2, 60), size=st.integers(3, 12), overlap=st.integers(0, 5))
 def test_tiles_cover_every_pixel_and_overlap_enough(height, width, size, overlap):
     multiple = 4
     tiling = Tiling(size * multiple, min(overlap * multiple, (size * multiple - 1) // 2))
