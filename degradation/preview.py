@@ -129,16 +129,21 @@ def _check(options: Options, preset: Preset) -> None:
 
 
 def _make_gallery(options: Options, preset: Preset) -> Gallery:
-    images = find_images(options.images)
-    if len(images) > _MOST_IMAGES:
-        print(f"{len(images)} pictures; the sheet shows {_MOST_IMAGES} of them, evenly spaced", file=sys.stderr)
-        images = [images[i * len(images) // _MOST_IMAGES] for i in range(_MOST_IMAGES)]
+    images = thin_out(find_images(options.images))
     if options.replay:
         return replay_gallery(options.replay, images)
     if options.op:
         steps = tuple(parse_step(text) for text in options.op)
         return apply_by_hand(images, steps, options.crop, options.max_side)
     return draw_gallery(images, preset, options.scale, options.n, options.seed, options.crop, options.max_side)
+
+
+def thin_out(images: list[Path]) -> list[Path]:
+    """At most as many as a sheet shows, evenly spaced; if that leaves some out, stderr says so."""
+    if len(images) <= _MOST_IMAGES:
+        return images
+    print(f"{len(images)} pictures; the sheet shows {_MOST_IMAGES} of them, evenly spaced", file=sys.stderr)
+    return [images[i * len(images) // _MOST_IMAGES] for i in range(_MOST_IMAGES)]
 
 
 def _words(options: Options, preset: Preset) -> tuple[str, str]:

@@ -29,7 +29,7 @@ LICENCES = {
     "gnome-backgrounds": "CC-BY-SA-3.0",
     "tuxpaint-stamps-default": "GPL-2.0-or-later",
 }
-SMALLEST_TEXTURE = 4.0
+SMALLEST_TEXTURE = 0.5
 HALVED = 2_000_000  # pixels from which a picture is halved
 PHOTOGRAPH = 150_000  # bytes from which a file is taken for a photograph; a smaller one for a drawing
 
@@ -117,15 +117,19 @@ def texture(crop: np.ndarray) -> float:
 
 
 def cut(pixels: np.ndarray, size: int, count: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Up to `count` crops (size, size, 3): of twice as many candidates, those with the most texture."""
+    """Up to `count` crops (size, size, 3), from twice as many places: half those with the most texture, half any.
+
+    Without the latter a network takes every blurred background for a degraded picture, and sharpens it.
+    """
     height, width = pixels.shape[:2]
     if min(height, width) < size:
         pixels = cv2.copyMakeBorder(pixels, 0, max(size - height, 0), 0, max(size - width, 0), cv2.BORDER_REFLECT_101)
         height, width = pixels.shape[:2]
     corners = np.stack([rng.integers(0, n - size + 1, 2 * count) for n in (height, width)], axis=1)
     crops = [pixels[y : y + size, x : x + size] for y, x in corners]
-    ranked = sorted(crops, key=texture, reverse=True)
-    return [crop.copy() for crop in ranked[:count] if texture(crop) > SMALLEST_TEXTURE / 2]
+    any_kind, others = crops[: count // 2], crops[count // 2 :]
+    textured = sorted(others, key=texture, reverse=True)[: count - len(any_kind)]
+    return [crop.copy() for crop in any_kind + textured if texture(crop) > SMALLEST_TEXTURE]
 
 
 def files(config: CorpusConfig) -> Iterator[tuple[Path, str, str, str]]:
@@ -173,7 +177,7 @@ def collect(config: CorpusConfig) -> tuple[list[np.ndarray], list[Source], list[
             continue
         mark = thumbnail(pixels)
         copy = large and seen and np.max(np.stack(seen) @ mark) > 0.97 * mark.size
-        if copy or texture(pixels) < SMALLEST_TEXTURE / 4 or path.stem.startswith("screenshot"):
+        if copy or texture(pixels) < SMALLEST_TEXTURE or path.stem.startswith("screenshot"):
             continue
         if large:
             seen.append(mark)

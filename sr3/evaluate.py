@@ -16,6 +16,7 @@ from sr3.images import ImageError, read, read_folder, to_tensor, to_uint8
 from sr3.metrics import consistency, psnr, ssim, ssimulacra2
 from sr3.model import SCALE, upsample
 from sr3.pipeline import SR3Pipeline, load
+from sr3.schedulers import with_scheduler
 
 Upscaler = Callable[[np.ndarray], np.ndarray]
 MEASURES = ("PSNR", "SSIM", "SSIMULACRA 2", "consistency", "colour shift", "s/MP")
@@ -28,6 +29,8 @@ class EvaluateConfig:
     degradation: str = "bicubic"
     """bicubic, bsr-light, bsr or bsr-plus."""
     steps: tuple[int, ...] = (0, 4)
+    schedulers: tuple[str, ...] = ()
+    """Compare these at each number of steps, in place of the model's own."""
     model: Path | None = None
     """A pipeline directory, in place of the bundled weights."""
     device: str = "auto"
@@ -52,10 +55,14 @@ def bicubic(low_res: np.ndarray) -> np.ndarray:
 def upscalers(pipeline: SR3Pipeline, config: EvaluateConfig) -> dict[str, Upscaler]:
     """What is compared, by name."""
 
-    def at(steps: int) -> Upscaler:
+    def at(pipeline: SR3Pipeline, steps: int) -> Upscaler:
         return lambda low_res: pipeline(low_res, steps, torch.Generator().manual_seed(config.seed)).images[0]
 
-    return {"bicubic": bicubic, **{f"sr3, {steps} steps": at(steps) for steps in config.steps}}
+    sampled = {"": pipeline} | {f", {name}": with_scheduler(pipeline, name) for name in config.schedulers}
+    if config.schedulers:
+        del sampled[""]
+    named = {f"sr3, {n} steps{name}": at(p, n) for name, p in sampled.items() for n in config.steps}
+    return {"bicubic": bicubic, **named}
 
 
 def pairs(config: EvaluateConfig) -> list[tuple[np.ndarray, np.ndarray]]:
