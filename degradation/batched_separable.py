@@ -44,13 +44,15 @@ def resize_matrix(old: Sequence[int], new: Sequence[int], method: str, device: t
     ``method`` is linear, cubic, area or bicubic.
     """
     old_size = torch.tensor(old, device=device)[:, None, None]
-    ratio = old_size / torch.tensor(new, device=device, dtype=torch.float64)[:, None, None]
+    new_size = torch.tensor(new, device=device, dtype=torch.float64)[:, None, None]
+    ratio = old_size / new_size
     i = torch.arange(max(new), device=device)[None, :, None]
     centre = (i + 0.5) * ratio - 0.5
     if method == "bicubic":
         return _antialiased(centre, ratio, old_size, max(old))
     if method == "area":
-        return torch.where(ratio >= 1, _shrink(i, ratio, max(old)), _enlarge(i, ratio, old_size, max(old)))
+        larger = _enlarge(i, new_size / old_size, old_size, max(old))
+        return torch.where(ratio >= 1, _shrink(i, ratio, max(old)), larger)
     taps = torch.arange(2, device=device) if method == "linear" else torch.arange(-1, 3, device=device)
     index = torch.floor(centre).long() + taps
     distance = (centre - index).abs()
@@ -64,13 +66,16 @@ def _scatter(index: Tensor, weights: Tensor, width: int) -> Tensor:
     return dense.scatter_add_(2, index.expand(weights.shape), weights)
 
 
-def _enlarge(i: Tensor, ratio: Tensor, old_size: Tensor, width: int) -> Tensor:
-    """How OpenCV enlarges with area: linear only where an output pixel touches two input pixels."""
-    first = torch.floor(i * ratio)
-    part = (i + 1) - (first + 1) / ratio
+def _enlarge(i: Tensor, scale: Tensor, old_size: Tensor, width: int) -> Tensor:
+    """How OpenCV enlarges with area: linear only where an output pixel touches two input pixels.
+
+    ``scale`` is new/old. Its arithmetic is OpenCV's to the bit, for it decides which pixel is taken.
+    """
+    first = torch.floor(i * (1 / scale))
+    part = ((i + 1) - (first + 1) * scale).float()
     part = torch.where(part <= 0, 0, part - torch.floor(part))
     index = first.long() + torch.arange(2, device=i.device)
-    weights = torch.cat([1 - part, part], dim=-1).float()
+    weights = torch.cat([1 - part, part], dim=-1)
     return _scatter(torch.minimum(index.clamp(min=0), old_size - 1), weights, width)
 
 

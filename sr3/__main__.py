@@ -28,6 +28,9 @@ class Options:
     """DDIM, DDPM, DPMSolver++, Euler, LMS or UniPC, in place of the model's own."""
     aug_level: float = 0.0
     """Noise conditioning augmentation: how much of the picture's own noise to smooth away, 0 to 0.3."""
+    consistency: int | None = None
+    """How many times the result is made to reduce to the picture again: 2 if not given, 0 for a picture whose noise
+    and blocks you do not want to keep."""
     model: Path | None = None
     """A pipeline directory, in place of the bundled weights."""
     device: str = "auto"
@@ -46,6 +49,8 @@ def check(options: Options) -> Path:
         raise ValueError(f"--steps is {options.steps}; it must be between 0 and 1000")
     if not 0 <= options.aug_level < 1:
         raise ValueError(f"--aug-level is {options.aug_level}; it must be at least 0 and less than 1")
+    if options.consistency is not None and not 0 <= options.consistency <= 100:
+        raise ValueError(f"--consistency is {options.consistency}; it must be between 0 and 100")
     if not 1 <= options.quality <= 100:
         raise ValueError(f"--quality is {options.quality}; it must be between 1 and 100")
     if options.seed is not None and not 0 <= options.seed < 2**63:
@@ -79,7 +84,8 @@ def run(options: Options) -> None:
     encode(type(picture)(picture.pixels[:1, :1]), format_of(out))  # can this format hold such a picture?
     started = time.perf_counter()
     with tqdm(unit="tile", delay=2, leave=False) as bar:
-        large = enlarge(pipeline, picture, options.factor, options.steps, seed, options.aug_level, tiling, bar.update)
+        settings = (options.factor, options.steps, seed, options.aug_level, options.consistency)
+        large = enlarge(pipeline, picture, *settings, tiling, bar.update)
     write(large, out, options.quality, {"sr3": f"steps {options.steps}, seed {seed}, factor {options.factor}"})
     tall, wide = large.pixels.shape[:2]
     seconds = time.perf_counter() - started

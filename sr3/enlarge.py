@@ -20,6 +20,7 @@ def enlarge_pixels(
     steps: int,
     generator: torch.Generator,
     aug_level: float = 0.0,
+    consistency: int | None = None,
     tiling: Tiling | None = None,
     on_tile: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
@@ -39,7 +40,14 @@ def enlarge_pixels(
 
     def run(values: np.ndarray, steps: int) -> torch.Tensor:
         return pipeline(
-            to_tensor(values), steps, generator, aug_level, output_type="pt", tiling=tiling, on_tile=on_tile
+            to_tensor(values),
+            steps,
+            generator,
+            aug_level,
+            consistency,
+            output_type="pt",
+            tiling=tiling,
+            on_tile=on_tile,
         ).images
 
     result = run(three, steps)
@@ -61,6 +69,7 @@ def enlarge(
     steps: int = 4,
     seed: int = 0,
     aug_level: float = 0.0,
+    consistency: int | None = None,
     tiling: Tiling | None = None,
     on_tile: Callable[[], None] = lambda: None,
 ) -> Picture:
@@ -74,5 +83,5 @@ def enlarge(
     for index, child in enumerate(np.random.SeedSequence(seed).spawn(1 if factor == SCALE else 2)):
         generator = torch.Generator().manual_seed(int(child.generate_state(1, np.uint64)[0]))
         level = aug_level if index == 0 else max(aug_level, SECOND_PASS_AUG_LEVEL)
-        pixels = enlarge_pixels(pipeline, pixels, steps, generator, level, tiling, on_tile)
+        pixels = enlarge_pixels(pipeline, pixels, steps, generator, level, consistency, tiling, on_tile)
     return with_pixels(picture, pixels)

@@ -23,6 +23,12 @@ def upsample(low_res: Tensor, factor: int = SCALE) -> Tensor:
     return F.interpolate(low_res.float(), size, mode="bicubic", antialias=True).to(low_res.dtype)
 
 
+def reduce(high_res: Tensor, factor: int = SCALE) -> Tensor:
+    """Antialiased bicubic reduction (a = −0.5): (N, C, factor·h, factor·w) to (N, C, h, w)."""
+    size = (high_res.shape[-2] // factor, high_res.shape[-1] // factor)
+    return F.interpolate(high_res.float(), size, mode="bicubic", antialias=True).to(high_res.dtype)
+
+
 class ChannelNorm(nn.LayerNorm):
     """Layer normalisation over the channels at each position of (N, C, H, W)."""
 

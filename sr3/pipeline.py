@@ -15,14 +15,15 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from sr3.images import to_tensor, to_uint8
-from sr3.model import SCALE, LowResEncoder, SR3UNet
-from sr3.process import augment, scheduler_gamma
+from sr3.model import SCALE, LowResEncoder, SR3UNet, reduce, upsample
+from sr3.process import augment, project, scheduler_gamma
 from sr3.tiling import Tiling, evaluate
 
 Picture = Image.Image | np.ndarray | Tensor
 Generators = torch.Generator | Sequence[torch.Generator] | None
 OUTPUT_TYPES = ("uint8", "pil", "pt")
 SMALLEST_SIDE = 8
+CONSISTENCY = 2
 
 
 @dataclass
@@ -51,6 +52,7 @@ class SR3Pipeline(DiffusionPipeline):
         num_inference_steps: int = 4,
         generator: Generators = None,
         aug_level: float = 0.0,
+        consistency: int | None = None,
         callback_on_step_end: Callable[["SR3Pipeline", int, int, dict[str, Tensor]], dict[str, Tensor]] | None = None,
         output_type: str = "uint8",
         tiling: Tiling | None = None,
@@ -59,21 +61,26 @@ class SR3Pipeline(DiffusionPipeline):
         """Enlarge one picture, or several of one size, four times.
 
         `image`: PIL RGB, uint8 (h, w, 3), or a float tensor (N, 3, h, w) in [-1, 1]; sides of at least 8.
-        `num_inference_steps`: 0 gives μ, the faithful picture; more add texture.
+        `num_inference_steps`: 0 gives μ (projected, see `consistency`), the faithful picture; more add texture.
         `generator`: a CPU generator for each picture; the same one gives the same picture in any batch.
         `aug_level` in [0, 1): noise conditioning augmentation of this standard deviation (arXiv 2106.15282).
+        `consistency`: how many times the result is projected so that its antialiased bicubic reduction equals the
+        input (2 if None, but 0 with an aug_level: then the input's own noise is not wanted back).
         `callback_on_step_end(pipeline, step, timestep, {"sample": d})` may raise to stop.
         `on_tile()` is called after each evaluation of a network on a tile.
         Raises ValueError for what it does not take.
         """
         low_res = self._prepare(image)
-        self._check(low_res, num_inference_steps, aug_level, output_type)
+        if consistency is None:
+            consistency = 0 if aug_level else CONSISTENCY
+        self._check(low_res, num_inference_steps, aug_level, consistency, output_type)
         tiling = tiling or Tiling()
         generators = self._generators(generator, len(low_res))
         height, width = low_res.shape[-2:]
         per_position = self.unet.config.patch_size == SCALE
         multiple = self.unet.multiple if per_position else max(self.unet.multiple // SCALE, 1)
         level = low_res.new_full((len(low_res),), aug_level)
+        given = low_res.float()
         if aug_level:
             low_res = augment(low_res, level, _noise(low_res.shape[1:], generators, low_res))
         padded = F.pad(low_res, (0, -width % multiple, 0, -height % multiple), mode="replicate")
@@ -88,6 +95,7 @@ class SR3Pipeline(DiffusionPipeline):
             scale = log_scale.float().exp().repeat_interleave(SCALE, -1).repeat_interleave(SCALE, -2)
             mean = mean.float() + scale * F.pixel_shuffle(sample.float(), self.unet.config.patch_size)
         high_res = mean[..., : SCALE * height, : SCALE * width].float().clamp(-1, 1)
+        high_res = project(high_res, given, reduce, upsample, consistency)
         if output_type == "pt":
             return SR3Output(images=high_res)
         arrays = to_uint8(high_res)
@@ -130,7 +138,7 @@ class SR3Pipeline(DiffusionPipeline):
         parameter = next(self.unet.parameters())
         return to_tensor(image).to(parameter.device, parameter.dtype)
 
-    def _check(self, low_res: Tensor, steps: int, aug_level: float, output_type: str) -> None:
+    def _check(self, low_res: Tensor, steps: int, aug_level: float, consistency: int, output_type: str) -> None:
         if min(low_res.shape[-2:]) < SMALLEST_SIDE:
             tall, wide = low_res.shape[-2:]
             raise ValueError(f"the picture is {wide}x{tall}; both sides must be at least {SMALLEST_SIDE} pixels")
@@ -140,6 +148,8 @@ class SR3Pipeline(DiffusionPipeline):
             raise ValueError("this model has no regression estimate: num_inference_steps must be 1 or more")
         if not 0 <= aug_level < 1:
             raise ValueError(f"aug_level is {aug_level}; it must be at least 0 and less than 1")
+        if consistency < 0:
+            raise ValueError(f"consistency is {consistency}; it must be 0 or more")
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type is {output_type!r}; it must be one of {', '.join(OUTPUT_TYPES)}")
 

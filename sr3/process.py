@@ -4,6 +4,7 @@
 """
 
 import math
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -54,6 +55,20 @@ def augment(low_res: Tensor, level: Tensor, noise: Tensor) -> Tensor:
     standard deviation `level` (N,) in [0, 1), divided by √(1 − level²) so that colours keep their place."""
     level = level.view(-1, 1, 1, 1)
     return low_res + level / (1 - level**2).sqrt() * noise
+
+
+def project(
+    high_res: Tensor,
+    low_res: Tensor,
+    reduce: Callable[[Tensor], Tensor],
+    enlarge: Callable[[Tensor], Tensor],
+    times: int,
+) -> Tensor:
+    """Back-projection (Irani and Peleg, CVGIP 53(3), 1991): add what the reduction of `high_res` misses of
+    `low_res`, `times` times. Both in [-1, 1]."""
+    for _ in range(times):
+        high_res = (high_res + enlarge(low_res - reduce(high_res))).clamp(-1, 1)
+    return high_res
 
 
 class HasSchedule(Protocol):

@@ -13,6 +13,7 @@ import uvicorn
 
 from service.app import CascadeFactory, create_app
 from service.cascade import GenerateRequest, GenerateResult, OnStep, Progress, UsedSettings
+from service.schemas import ProblemBody
 from service.settings import Settings
 from service.worker import State, Worker
 
@@ -93,3 +94,12 @@ def wait_until(condition: Callable[[], object], seconds: float = 10) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not come true in time"
         time.sleep(0.005)
+
+
+def problem(response: httpx.Response) -> ProblemBody:
+    """The response's problem document, checked for what all have in common."""
+    assert response.headers["content-type"] == "application/problem+json"
+    body = ProblemBody.model_validate_json(response.content)
+    assert body.status == response.status_code
+    assert body.request_id == response.headers["x-request-id"]
+    return body

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
@@ -13,6 +13,7 @@ ODD = st.integers(0, 12).map(lambda half: 2 * half + 1)
 SIGMA = st.floats(0, 20)
 
 
+@settings(deadline=None)
 @given(SIGMA, SIGMA, st.floats(-4, 4), ODD)
 def test_kernels_are_normalised_symmetric_and_peak_in_the_middle(sigma_x, sigma_y, angle, size):
     kernel = gaussian_kernel(sigma_x, sigma_y, angle, size)

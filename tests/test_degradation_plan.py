@@ -5,13 +5,14 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from degradation import PRESETS, Plan, sample_plan
 from degradation.plan import STEP_NAMES, Blur, Jpeg, Resize, step_from_dict, step_to_dict
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32), st.sampled_from(sorted(PRESETS)), st.sampled_from([2, 4]))
 def test_every_plan_survives_json_exactly(seed, preset, scale):
     plan = sample_plan(np.random.default_rng(seed), preset, scale, (64, 96))
@@ -37,6 +38,7 @@ def test_plans_hold_plain_python_values_only():
         check(sample_plan(np.random.default_rng(seed), "bsr-plus", 4, (64, 64)).to_dict())
 
 
+@settings(deadline=None)
 @given(st.floats(allow_nan=False, allow_infinity=False, min_value=0))
 def test_every_float_survives(sigma):
     step = step_from_dict(json.loads(json.dumps(step_to_dict(Blur(sigma)))))

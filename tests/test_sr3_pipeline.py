@@ -5,6 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
+from sr3.images import to_tensor
+from sr3.model import reduce
 from sr3.pipeline import ModelError, SR3Pipeline, load
 from sr3.schedulers import SCHEDULERS, with_scheduler
 from sr3.tiling import Tiling
@@ -22,7 +24,20 @@ def test_zero_steps_give_the_mean(small_pipeline):
     low_res = torch.rand(1, 3, 16, 16) * 2 - 1
     with torch.no_grad():
         mean = small_pipeline.encoder(low_res, torch.zeros(1)).mean.clamp(-1, 1)
-    assert torch.equal(small_pipeline(low_res, 0, output_type="pt").images, mean)
+    assert torch.equal(small_pipeline(low_res, 0, consistency=0, output_type="pt").images, mean)
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_consistency_makes_the_result_reduce_to_the_input(small_pipeline, steps):
+    low_res = to_tensor(picture(24, 24)) * 0.6
+    errors = []
+    for times in (0, 1, 2, 5):
+        result = small_pipeline(low_res, steps, draw(0), consistency=times, output_type="pt").images
+        errors.append(float((reduce(result) - low_res).abs().mean()))
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 0.2 * errors[0]
+    default = small_pipeline(low_res, steps, draw(0), output_type="pt").images
+    assert torch.equal(default, small_pipeline(low_res, steps, draw(0), consistency=2, output_type="pt").images)
 
 
 class Oracle(torch.nn.Module):
@@ -49,7 +64,7 @@ def test_an_oracle_makes_every_scheduler_return_the_answer(small_pipeline, name,
         encoded = pipeline.encoder(low_res, torch.zeros(1))
     scale = encoded.log_scale.exp().repeat_interleave(4, -1).repeat_interleave(4, -2)
     expected = encoded.mean + scale * torch.nn.functional.pixel_shuffle(answer, 4)
-    result = oracle(low_res, steps, draw(0), output_type="pt").images
+    result = oracle(low_res, steps, draw(0), consistency=0, output_type="pt").images
     assert (result - expected.clamp(-1, 1)).abs().max() < 0.02
 
 
@@ -137,6 +152,7 @@ def test_the_papers_preset_samples_by_ancestral_steps(tmp_path):
         ({"image": []}, "no picture given"),
         ({"image": picture(), "num_inference_steps": -1}, "must be 0 or more"),
         ({"image": picture(), "aug_level": 1.0}, "less than 1"),
+        ({"image": picture(), "consistency": -1}, "consistency is -1"),
         ({"image": picture(), "output_type": "numpy"}, "must be one of uint8, pil, pt"),
         ({"image": picture(), "generator": [draw(0), draw(1)]}, "2 generators for 1 pictures"),
     ],
