@@ -151,7 +151,8 @@ at("flip").onclick = flip;
 at("smooth").onchange = event => at("stage").classList.toggle("smooth", event.target.checked);
 document.onkeydown = event => {
   const versions = pictures[picture].versions.length - 1, key = event.key;
-  if (key === " " && event.target.id !== "smooth") flip();
+  if (key === " " && ["BUTTON", "INPUT"].includes(event.target.tagName)) return;  // theirs
+  if (key === " ") flip();
   else if (key === "ArrowRight") choose(version % versions + 1);
   else if (key === "ArrowLeft") choose((version + versions - 2) % versions + 1);
   else if (key === "ArrowDown") go(picture + 1);

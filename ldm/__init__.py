@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ldm.load import ModelError, load
+    from ldm.loading import ModelError, load
 
 BUNDLED = Path(__file__).parent / "weights"
 
@@ -14,7 +14,7 @@ __all__ = ["BUNDLED", "ModelError", "load"]
 def __getattr__(name: str) -> Any:
     """`load` and `ModelError`, on first use: what prepares data needs no diffusers."""
     if name in ("load", "ModelError"):
-        from ldm import load as module
+        from ldm import loading
 
-        return getattr(module, name)
+        return getattr(loading, name)
     raise AttributeError(f"module 'ldm' has no attribute {name!r}")

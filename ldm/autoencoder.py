@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ldm.captions import Drawing
 from ldm.data import load_pack, place, sample_placement
-from ldm.load import resolve_device
+from ldm.loading import resolve_device
 from ldm.models import build_autoencoder
 from sr3.loop import fit, generator
 

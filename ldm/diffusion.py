@@ -13,7 +13,7 @@ from transformers import CLIPTextModel
 from ldm.autoencoder import encode_all
 from ldm.captions import Drawing, caption
 from ldm.data import Placement, load_pack, place, sample_placement
-from ldm.load import resolve_device
+from ldm.loading import resolve_device
 from ldm.models import NOISE_SCHEDULE, assemble, build_text_encoder, build_unet, save, train_tokenizer
 from sr3.loop import fit, generator
 

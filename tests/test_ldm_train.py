@@ -10,13 +10,14 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
+import ldm
 import ldm.autoencoder
 import ldm.diffusion
 from ldm.autoencoder import gradients, lower_bound, psnr
 from ldm.captions import Drawing
 from ldm.data import save_pack
 from ldm.diffusion import min_snr_weight, velocity
-from ldm.load import ModelError, load
+from ldm.loading import ModelError, load
 from ldm.models import TEXT_LENGTH, train_tokenizer
 from ldm.train import AutoencoderConfig, DiffusionConfig, _from_json, main
 from sr3.loop import LoopConfig
@@ -84,7 +85,7 @@ def test_any_language_goes_through_the_tokenizer():
 def test_the_result_is_an_ordinary_stable_diffusion_pipeline(stages):
     folder = stages[1] / "pipeline"
     assert json.loads((folder / "model_index.json").read_text())["_class_name"] == "StableDiffusionPipeline"
-    pipeline = load(folder, "cpu")
+    pipeline = ldm.load(folder, "cpu")
     assert isinstance(pipeline, StableDiffusionPipeline)
     draw = [torch.Generator().manual_seed(s) for s in (1, 1, 2)]
     images = pipeline(["an apple"] * 3, num_inference_steps=2, generator=draw, output_type="np").images
