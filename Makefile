@@ -26,8 +26,6 @@ test: .venv/test
 .venv/serve: .venv/python pyproject.toml constraints.txt
 	@echo "Installing what the service needs into .venv (a few minutes the first time)"
 	@$(INSTALL) --editable .
-	@$(BIN)/python -c 'import cv2' 2>/dev/null || \
-		echo "Note: pictures of 16 bits and the degradation preview need OpenCV's libraries; on Debian: apt install libgl1 libglib2.0-0"
 	@touch $@
 
 .venv/test: .venv/python pyproject.toml constraints.txt

@@ -57,14 +57,15 @@ class Placement:
 
 
 def sample_placement(rng: np.random.Generator, drawing: Drawing) -> Placement:
-    """Draw a placement: white ground half of the time, the natural colour more often than another."""
-    ground = "white" if rng.random() < 0.5 else str(rng.choice([g for g in GROUNDS if g != "white"]))
+    """Draw a placement: mostly white ground, the natural colour, the whole size. A small model learns things before
+    their variations, so these are few."""
+    ground = "white" if rng.random() < 0.6 else str(rng.choice([g for g in GROUNDS if g != "white"]))
     colour = None
-    if drawing.hue and rng.random() < 0.5:
+    if drawing.hue and rng.random() < 0.4:
         colour = drawing.hue if rng.random() < 0.4 else str(rng.choice(list(HUES)))
-    flip = bool(rng.random() < 0.3)
-    scale = float(rng.uniform(0.8, 1.0))
-    return Placement(ground, colour, flip, scale, (float(rng.random()), float(rng.random())))
+    flip = bool(rng.random() < 0.1)
+    scale = 1.0 if rng.random() < 0.7 else float(rng.uniform(0.85, 1.0))
+    return Placement(ground, colour, flip, scale, (0.5, 0.5))
 
 
 def turn_hue(picture: np.ndarray, source: str, target: str) -> np.ndarray:

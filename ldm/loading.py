@@ -1,8 +1,11 @@
 """Loading any diffusers text-to-image pipeline, the bundled one by default."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import torch
+import transformers
 from diffusers import AutoPipelineForText2Image, DiffusionPipeline
 from safetensors import SafetensorError
 
@@ -20,6 +23,30 @@ def resolve_device(device: str) -> torch.device:
 
 class ModelError(ValueError):
     """A model that is missing or wrong; its text says how."""
+
+
+def _text_encoders(folder: Path, dtype: torch.dtype) -> dict[str, transformers.PreTrainedModel]:
+    """The parts of a directory that transformers loads, by name. Raises ValueError where a file lacks tensors, which
+    transformers would otherwise fill with random numbers."""
+    parts = {}
+    for name, entry in json.loads((folder / "model_index.json").read_text()).items():
+        kind: Any = (
+            getattr(transformers, entry[1], None) if isinstance(entry, list) and entry[0] == "transformers" else None
+        )
+        if isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel):
+            parts[name], report = kind.from_pretrained(
+                folder,
+                subfolder=name,
+                dtype=dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+            if report["missing_keys"]:
+                raise ValueError(
+                    f"{name} lacks {len(report['missing_keys'])} tensors, {min(report['missing_keys'])} first"
+                )
+    return parts
 
 
 def load(
@@ -44,6 +71,7 @@ def load(
     try:
         pipeline = AutoPipelineForText2Image.from_pretrained(
             source,
+            **(_text_encoders(folder, getattr(torch, chosen)) if folder.is_dir() else {}),
             dtype=getattr(torch, chosen),
             use_safetensors=True,
             local_files_only=not allow_download,

@@ -122,7 +122,7 @@ def _from_pil(file: Image.Image, data: bytes, name: str) -> Picture:
     icc, exif = file.info.get("icc_profile"), file.getexif()
     orientation = exif.pop(ORIENTATION, 1)
     if file.mode.startswith("I") or _sixteen_bit(file, data):
-        import cv2  # Pillow reads no sixteen bits a colour; not at the top, where it would need libGL of every user
+        import cv2  # Pillow reads no sixteen bits a colour; here, so that importing sr3 stays cheap
 
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
         if pixels is None or pixels.dtype != np.uint16:

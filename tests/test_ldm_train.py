@@ -1,6 +1,7 @@
 """Both stages: the mathematics, exact resume, the result as an ordinary pipeline, errors."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import ldm
 import ldm.autoencoder
@@ -156,5 +157,15 @@ def test_wrong_models_are_named(stages, tmp_path, caplog):
         load(tmp_path / "none")
     with pytest.raises(ModelError, match="must be one of auto, float32"):
         load(stages[1] / "pipeline", dtype="int8")
+    spoiled = tmp_path / "spoiled"
+    shutil.copytree(stages[1] / "pipeline", spoiled)
+    (weights,) = (spoiled / "text_encoder").glob("*.safetensors")
+    tensors = load_file(weights)
+    save_file({k: v for k, v in tensors.items() if "final_layer_norm" not in k}, weights, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="text_encoder lacks 2 tensors"):
+        load(spoiled)
+    weights.write_bytes(b"not weights")
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load(spoiled)
     with pytest.raises(ModelError, match="nobody/nothing cannot be loaded"):
         load("nobody/nothing")
