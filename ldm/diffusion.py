@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
+from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
@@ -81,7 +82,7 @@ class Samples:
         for position in range(step * size, (step + 1) * size)[rows]:
             epoch, index = divmod(position, number)
             rng = np.random.default_rng([self.config.seed, 1, epoch, index])
-            drawing = (index * 7919 + epoch) % number if number % 7919 else index
+            drawing = int(np.random.default_rng([self.config.seed, 1, epoch]).permutation(number)[index])
             at = int(rng.integers(self.variants)) * number + drawing
             placement = self.placements[at]
             latents.append(self.latents[at])
@@ -93,13 +94,8 @@ class Samples:
     def all_captions(self, each: int = 6) -> list[str]:
         """Captions to train the tokenizer on."""
         rng = np.random.default_rng(self.config.seed)
-        chosen = range(len(self.records) * each)
-        texts = []
-        for i in chosen:
-            at = i % len(self.placements)
-            placement = self.placements[at]
-            texts.append(caption(rng, self.records[at % len(self.records)], placement.colour, placement.ground))
-        return texts
+        placed = list(zip(self.placements, self.records * self.variants, strict=True)) * each
+        return [caption(rng, r, p.colour, p.ground) for p, r in placed[: each * len(self.records)]]
 
 
 def starting_pipeline(
@@ -162,8 +158,6 @@ def train_diffusion(config: "DiffusionConfig") -> None:
     def on_save(step: int) -> dict[str, Tensor]:
         save(pipeline, config.out / "pipeline")
         image = sheet(pipeline)
-        from PIL import Image
-
         Image.fromarray((image.permute(1, 2, 0).numpy() * 255).round().astype("uint8")).save(config.out / "sheet.png")
         return {"prompts": image}
 

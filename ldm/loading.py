@@ -30,17 +30,11 @@ def _text_encoders(folder: Path, dtype: torch.dtype) -> dict[str, transformers.P
     transformers would otherwise fill with random numbers."""
     parts = {}
     for name, entry in json.loads((folder / "model_index.json").read_text()).items():
-        kind: Any = (
-            getattr(transformers, entry[1], None) if isinstance(entry, list) and entry[0] == "transformers" else None
-        )
-        if isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel):
-            parts[name], report = kind.from_pretrained(
-                folder,
-                subfolder=name,
-                dtype=dtype,
-                use_safetensors=True,
-                local_files_only=True,
-                output_loading_info=True,
+        library, kind = entry if isinstance(entry, list) else (None, None)
+        model_class: Any = getattr(transformers, kind or "", None) if library == "transformers" else None
+        if hasattr(model_class, "from_pretrained") and (folder / name / "config.json").is_file():
+            parts[name], report = model_class.from_pretrained(
+                folder / name, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
             )
             if report["missing_keys"]:
                 raise ValueError(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -48,8 +49,6 @@ def learning_rate(step: int, config: LoopConfig) -> float:
 
 def generator(*key: int) -> torch.Generator:
     """The CPU generator of a key such as (seed, step): the same whatever ran before it."""
-    import numpy as np
-
     return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
 
 

@@ -70,20 +70,19 @@ class SR3Pipeline(DiffusionPipeline):
         `on_tile()` is called after each evaluation of a network on a tile.
         Raises ValueError for what it does not take.
         """
-        low_res = self._prepare(image)
+        parameter = next(self.unet.parameters())
+        given = to_tensor(image).to(parameter.device)
         if consistency is None:
             consistency = 0 if aug_level else CONSISTENCY
-        self._check(low_res, num_inference_steps, aug_level, consistency, output_type)
+        self._check(given, num_inference_steps, aug_level, consistency, output_type)
         tiling = tiling or Tiling()
-        generators = self._generators(generator, len(low_res))
-        height, width = low_res.shape[-2:]
+        generators = self._generators(generator, len(given))
+        height, width = given.shape[-2:]
         per_position = self.unet.config.patch_size == SCALE
         multiple = self.unet.multiple if per_position else max(self.unet.multiple // SCALE, 1)
-        level = low_res.new_full((len(low_res),), aug_level)
-        given = low_res.float()
-        if aug_level:
-            low_res = augment(low_res, level, _noise(low_res.shape[1:], generators, low_res))
-        padded = F.pad(low_res, (0, -width % multiple, 0, -height % multiple), mode="replicate")
+        level = given.new_full((len(given),), aug_level)
+        noised = augment(given, level, _noise(given.shape[1:], generators, given)) if aug_level else given
+        padded = F.pad(noised.to(parameter.dtype), (0, -width % multiple, 0, -height % multiple), mode="replicate")
 
         def encode(tile: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             encoded = self.encoder(tile, level)
@@ -133,10 +132,6 @@ class SR3Pipeline(DiffusionPipeline):
             if callback:
                 sample = (callback(self, index, int(timestep), {"sample": sample}) or {}).get("sample", sample)
         return sample
-
-    def _prepare(self, image: Picture | Sequence[Picture]) -> Tensor:
-        parameter = next(self.unet.parameters())
-        return to_tensor(image).to(parameter.device, parameter.dtype)
 
     def _check(self, low_res: Tensor, steps: int, aug_level: float, consistency: int, output_type: str) -> None:
         if min(low_res.shape[-2:]) < SMALLEST_SIDE:

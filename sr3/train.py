@@ -203,8 +203,7 @@ def train(config: TrainConfig) -> SR3Pipeline:
     model = Cascade(pipeline.encoder, pipeline.unet).to(device)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if preset.paper:
-        betas = torch.cat([torch.ones(1), pipeline.scheduler.alphas_cumprod])
-        schedule = betas
+        schedule = torch.cat([torch.ones(1), pipeline.scheduler.alphas_cumprod])
     else:
         schedule = cosine_gamma(torch.linspace(0, 1, 1001))
     pool = ThreadPoolExecutor(config.workers)

@@ -1,5 +1,7 @@
 """The pipeline: known answers, seeds, batches, tiles, schedulers, errors, and its directory."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -129,6 +131,18 @@ def test_the_callback_sees_every_step_and_may_stop(small_pipeline):
 def test_noise_augmentation_changes_the_picture(small_pipeline):
     plain, noised = (small_pipeline(picture(), 1, draw(0), aug_level=a).images[0] for a in (0.0, 0.2))
     assert not np.array_equal(plain, noised)
+
+
+def test_half_precision_stays_close(small_pipeline):
+    half = SR3Pipeline(
+        *(copy.deepcopy(m).bfloat16() for m in (small_pipeline.encoder, small_pipeline.unet)), small_pipeline.scheduler
+    )
+    for aug_level in (0.0, 0.1):
+        full, small = (p(picture(), 2, draw(0), aug_level).images[0].astype(int) for p in (small_pipeline, half))
+        assert np.abs(full - small).mean() < 2
+    low_res = to_tensor(picture(24, 24)) * 0.6
+    error = reduce(half(low_res, 0, consistency=20, output_type="pt").images) - low_res
+    assert error.abs().mean() < 0.004  # the input itself was not rounded to bfloat16
 
 
 def test_the_papers_preset_samples_by_ancestral_steps(tmp_path):
