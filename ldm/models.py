@@ -59,6 +59,8 @@ def build_unet(size: int = 8, latent_channels: int = 12) -> UNet2DConditionModel
         layers_per_block=1,
         attention_head_dim=(2, 3),  # the number of heads, in spite of its name
         cross_attention_dim=TEXT_WIDTH,
+        addition_embed_type="text",  # the pooled text joins the timestep, and so reaches every block
+        addition_embed_type_num_heads=4,
         norm_num_groups=16,
     )
 
