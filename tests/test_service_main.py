@@ -79,7 +79,8 @@ def test_wrong_start_of_the_real_program_ends_with_status_2() -> None:
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
 def test_it_says_when_it_is_ready_and_how_to_try_it(end: signal.Signals, tmp_path: Path) -> None:
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), *sys.path])}
-    command = [sys.executable, "-W", "error", "-c", SERVE, "--port", "0"]
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's "&" has it ignored
+    command = [sys.executable, "-W", "error", "-c", heed + SERVE, "--port", "0"]
     with subprocess.Popen(command, env=environ, stdout=-1, stderr=-1, text=True) as process:
         assert process.stdout is not None
         lines = [process.stdout.readline() for _ in range(4)]
