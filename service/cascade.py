@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 ENLARGEMENTS: dict[int, tuple[str, ...]] = {1: (), 4: ("x4",), 16: ("x4", "x16")}
 
 
+BUNDLED_GUIDANCE = 4.0  # more makes the small model's colours garish
+
+
 class InvalidRequest(ValueError):
     """The loaded models cannot do what `field` asks for; the message says why."""
 
@@ -157,7 +160,8 @@ class DiffusersCascade:
             self._check_tokens("negative_prompt", request.negative_prompt)
             options["negative_prompt"] = request.negative_prompt
         if "guidance_scale" in takes:
-            default = _first(self._settings.guidance_scale, takes["guidance_scale"].default)
+            own = BUNDLED_GUIDANCE if self._settings.base_model is None else takes["guidance_scale"].default
+            default = _first(self._settings.guidance_scale, own)
             options["guidance_scale"] = _first(request.guidance_scale, default)
         elif request.guidance_scale is not None:
             raise InvalidRequest("guidance_scale", request.guidance_scale, "the base model takes none")

@@ -70,7 +70,7 @@ def tracked() -> list[str]:
 
 def test_the_root_holds_what_the_design_names():
     top = {name.split("/")[0] for name in tracked()}
-    files = {"pyproject.toml", "README.md", "LICENSE", "Makefile", "constraints.txt", "BENCHMARKS.md"}
+    files = {"pyproject.toml", "example.png", "README.md", "LICENSE", "Makefile", "constraints.txt", "BENCHMARKS.md"}
     assert top <= {*ROOMS, "docker", "tests", ".ci", ".gitignore", *files}
 
 
