@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from service.cascade import DiffusersCascade, GenerateRequest, InvalidRequest, Progress
+from service.cascade import BUNDLED_GUIDANCE, DiffusersCascade, GenerateRequest, InvalidRequest, Progress
 from service.settings import Settings
 
 StepEnd = Callable[..., dict[str, Any]]
@@ -136,7 +136,9 @@ def test_request_comes_before_settings_and_settings_before_the_pipeline() -> Non
     base, enlarger = Base(), Enlarger()
     cascade = make(base, enlarger, base_steps=2, sr_steps=3, aug_level=0.25)
     plain = cascade.generate(GenerateRequest("a", seed=1)).used
-    assert (plain.steps, plain.guidance_scale, plain.sr_steps, plain.aug_level) == (2, 7.5, 3, 0.25)
+    assert (plain.steps, plain.guidance_scale, plain.sr_steps, plain.aug_level) == (2, BUNDLED_GUIDANCE, 3, 0.25)
+    other = make(base, enlarger, base_model="owner/name").generate(GenerateRequest("a", seed=1)).used
+    assert other.guidance_scale == 7.5  # the pipeline's own
     asked = GenerateRequest("a", seed=1, negative_prompt="b", steps=1, guidance_scale=0.0, sr_steps=0, aug_level=0.0)
     used = cascade.generate(asked).used
     assert (used.steps, used.guidance_scale, used.sr_steps, used.aug_level) == (1, 0.0, 0, 0.0)
