@@ -137,13 +137,11 @@ def test_request_comes_before_settings_and_settings_before_the_pipeline() -> Non
     cascade = make(base, enlarger, base_steps=2, sr_steps=3, aug_level=0.25)
     plain = cascade.generate(GenerateRequest("a", seed=1)).used
     assert (plain.steps, plain.guidance_scale, plain.sr_steps, plain.aug_level) == (2, BUNDLED_GUIDANCE, 3, 0.25)
-    other = make(base, enlarger, base_model="owner/name").generate(GenerateRequest("a", seed=1)).used
-    assert other.guidance_scale == 7.5  # the pipeline's own
     asked = GenerateRequest("a", seed=1, negative_prompt="b", steps=1, guidance_scale=0.0, sr_steps=0, aug_level=0.0)
     used = cascade.generate(asked).used
     assert (used.steps, used.guidance_scale, used.sr_steps, used.aug_level) == (1, 0.0, 0, 0.0)
     assert base.calls == [
-        {"prompt": "a", "steps": 2, "guidance": 7.5, "negative": None},
+        {"prompt": "a", "steps": 2, "guidance": BUNDLED_GUIDANCE, "negative": None},
         {"prompt": "a", "steps": 1, "guidance": 0.0, "negative": "b"},
     ]
     assert [(call["steps"], call["aug_level"]) for call in enlarger.calls] == [(3, 0.25), (0, 0.0)]
