@@ -59,7 +59,7 @@ class Placement:
 def sample_placement(rng: np.random.Generator, drawing: Drawing) -> Placement:
     """Draw a placement: mostly white ground, the natural colour, the whole size. A small model learns things before
     their variations, so these are few."""
-    ground = "white" if rng.random() < 0.6 else str(rng.choice([g for g in GROUNDS if g != "white"]))
+    ground = "white" if rng.random() < 0.7 else str(rng.choice([g for g in GROUNDS if g != "white"]))
     colour = None
     if drawing.hue and rng.random() < 0.4:
         colour = drawing.hue if rng.random() < 0.4 else str(rng.choice(list(HUES)))

@@ -44,8 +44,8 @@ class DiffusionConfig:
     """Placements of each drawing whose latents are computed beforehand."""
     caption_dropout: float = 0.1
     """Share of the captions left empty, for classifier-free guidance."""
-    snr_limit: float = 5.0
-    """Min-SNR weighting's gamma (Hang et al., arXiv 2303.09556)."""
+    timestep_shift: float = 3.0
+    """How much more often noisy timesteps are drawn than clean ones; 1 draws all alike."""
     seed: int = 0
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(batch_size=128, steps=60_000, warmup=500))
 

@@ -77,7 +77,7 @@ def test_words_exist_in_both_languages():
 def test_placements_are_drawn_as_stated():
     rng = np.random.default_rng(0)
     drawn = [sample_placement(rng, APPLE) for _ in range(2000)]
-    assert 0.55 < np.mean([p.ground == "white" for p in drawn]) < 0.65
+    assert 0.65 < np.mean([p.ground == "white" for p in drawn]) < 0.75
     assert 0.55 < np.mean([p.colour is None for p in drawn]) < 0.65
     assert {p.ground for p in drawn} == set(GROUNDS)
     assert all(p.colour is None for p in (sample_placement(rng, replace(APPLE, hue=None)) for _ in range(50)))

@@ -17,7 +17,7 @@ import ldm.diffusion
 from ldm.autoencoder import gradients, lower_bound, psnr
 from ldm.captions import Drawing
 from ldm.data import save_pack
-from ldm.diffusion import min_snr_weight, velocity
+from ldm.diffusion import shifted_timesteps, velocity
 from ldm.loading import ModelError, load
 from ldm.models import TEXT_LENGTH, train_tokenizer
 from ldm.train import AutoencoderConfig, DiffusionConfig, _from_json, main
@@ -57,14 +57,18 @@ def test_lower_bound_terms_have_known_values():
     assert one["kl"] == pytest.approx(2.5)  # ½ μ² for each of five latents
 
 
-def test_velocity_and_its_weight():
+def test_velocity_and_its_inverse():
     sample, noise = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
     gamma = torch.tensor([0.8, 0.3]).view(-1, 1, 1, 1)
     noisy = gamma.sqrt() * sample + (1 - gamma).sqrt() * noise
     # x₀ = √γ x_t − √(1−γ) v (Salimans and Ho, section 4)
     assert torch.allclose(gamma.sqrt() * noisy - (1 - gamma).sqrt() * velocity(sample, noise, gamma), sample, atol=1e-5)
-    assert min_snr_weight(torch.tensor(0.5), 5.0) == pytest.approx(0.5)
-    assert min_snr_weight(torch.tensor(0.99), 5.0) == pytest.approx(0.05, rel=1e-3)
+
+
+def test_shifted_timesteps_lean_towards_noise():
+    uniform = torch.tensor([0.0, 0.25, 0.5, 0.9999])
+    assert shifted_timesteps(uniform, 1.0, 1000).tolist() == [0, 250, 500, 999]
+    assert shifted_timesteps(uniform, 3.0, 1000).tolist() == [0, 500, 750, 999]
 
 
 def test_edges_and_psnr():
