@@ -36,8 +36,7 @@ VERSIONS = {
     "@iconify-json/fxemoji": "1.2.2",
     NAMES_PACKAGE: "17.0.0",
 }
-SKIPPED_GROUPS = {None, 2, 9}  # letters, skin tones and hair, flags
-PEOPLE_GROUP, LAST_SINGLE_PERSON_SUBGROUP = 1, 24
+KEPT_GROUPS = {0, 3, 4, 5, 6, 7}  # faces, animals, food, travel, activities, objects; no people, symbols, flags
 
 
 @dataclass(frozen=True)
@@ -100,9 +99,9 @@ def _names(folder: Path) -> list[Drawing]:
     everyday = read_everyday()
     drawings = []
     for entry in json.loads((folder / "en" / "data.json").read_text()):
-        group, subgroup = entry.get("group"), entry.get("subgroup") or 0
-        uncommon = group in SKIPPED_GROUPS or (group == PEOPLE_GROUP and subgroup >= LAST_SINGLE_PERSON_SUBGROUP)
-        if uncommon and entry["label"] not in everyday:
+        clock_face = "o’clock" in entry["label"] or entry["label"].endswith("-thirty")
+        common = entry.get("group") in KEPT_GROUPS and not clock_face
+        if not common and entry["label"] not in everyday:
             continue
         zh = chinese.get(entry["hexcode"], {"label": "", "tags": []})
         drawings.append(

@@ -61,8 +61,11 @@ class Samples:
 
     def __init__(self, config: "DiffusionConfig", autoencoder: AutoencoderKL) -> None:
         pictures, records, _ = load_pack(config.pack)
-        chosen = [i for i, r in enumerate(records) if not r.held_out and (r.everyday or not config.everyday_only)]
+        chosen = [i for i, r in enumerate(records) if not r.held_out]
         self.records: list[Drawing] = [records[i] for i in chosen]
+        everyday = np.array([r.everyday for r in self.records])
+        weight = np.where(everyday, config.everyday_weight, 1.0)
+        self.share = np.cumsum(weight / weight.sum())
         self.config, self.variants = config, config.variants
         self.placements: list[Placement] = []
         chunks = []
@@ -80,9 +83,8 @@ class Samples:
         size, number = self.config.loop.batch_size, len(self.records)
         latents, captions = [], []
         for position in range(step * size, (step + 1) * size)[rows]:
-            epoch, index = divmod(position, number)
-            rng = np.random.default_rng([self.config.seed, 1, epoch, index])
-            drawing = int(np.random.default_rng([self.config.seed, 1, epoch]).permutation(number)[index])
+            rng = np.random.default_rng([self.config.seed, 1, position])
+            drawing = min(int(np.searchsorted(self.share, rng.random())), number - 1)
             at = int(rng.integers(self.variants)) * number + drawing
             placement = self.placements[at]
             latents.append(self.latents[at])

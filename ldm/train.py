@@ -39,7 +39,8 @@ class DiffusionConfig:
     """The `vae` directory that the first stage made."""
     init: Path | None = None
     """A pipeline directory whose text encoder, tokenizer and U-Net to start from."""
-    everyday_only: bool = True
+    everyday_weight: float = 4.0
+    """How many times as often the names in ldm/everyday.txt are drawn as the others."""
     variants: int = 24
     """Placements of each drawing whose latents are computed beforehand."""
     caption_dropout: float = 0.1
