@@ -22,6 +22,8 @@ class AutoencoderConfig:
     out: Path
     init: Path | None = None
     """A `vae` directory to start from."""
+    decoder_only: bool = False
+    """Freeze the encoder of `init`, so that its latents stay valid for an existing U-Net."""
     latent_channels: int = 12
     kl_weight: float = 1e-3
     """Of the Kullback-Leibler term in nats per latent number, against the mean absolute error."""
