@@ -1,12 +1,14 @@
 """The schedulers that sample a base model, by the names that people know, one with fresh state for each request."""
 
 import copy
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import diffusers
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
+from torch import Tensor
 
 NOISE: dict[str, Any] = {
     "DDPM": diffusers.DDPMScheduler,
@@ -32,10 +34,10 @@ IN_SIGMA = ("LMS", "Euler", "EulerAncestral", "Heun")
 LARGEST_SIGMA = 40.0
 
 
-def matches_flow(pipeline: DiffusionPipeline) -> bool:
-    """Whether the pipeline's model predicts a flow (SD3, Flux, Sana, …) rather than noise, sample or v."""
-    config = pipeline.scheduler.config
-    named = type(pipeline.scheduler).__name__.startswith("FlowMatch")
+def is_flow(scheduler: SchedulerMixin) -> bool:
+    """Whether the scheduler is for a model that predicts a flow (SD3, Flux, Sana, …), not noise, sample or v."""
+    config = scheduler.config
+    named = type(scheduler).__name__.startswith("FlowMatch")
     return named or config.get("use_flow_sigmas", False) or config.get("prediction_type") == "flow_prediction"
 
 
@@ -49,7 +51,7 @@ def is_distilled_for_lcm(pipeline: DiffusionPipeline) -> bool:
 
 def accepted(pipeline: DiffusionPipeline) -> tuple[str, ...]:
     """The names that `with_scheduler` takes for this pipeline."""
-    if matches_flow(pipeline):
+    if is_flow(pipeline.scheduler):
         # Heun's takes neither the shift nor the sigmas that these pipelines pass.
         takes_heun = not pipeline.scheduler.config.get("use_dynamic_shifting") and "Flux" not in type(pipeline).__name__
         return tuple(name for name in FLOW if takes_heun or name != "Heun")
@@ -60,7 +62,8 @@ def with_scheduler(pipeline: DiffusionPipeline, name: str | None = None) -> Diff
     """The same networks with a new scheduler on the same noise schedule; `pipeline` stays as it is.
 
     `name`: one of `accepted(pipeline)`, whatever its case; None is the model's own. The result shares the networks
-    and owns its scheduler, so two requests never share a scheduler's state. Raises ValueError for another name.
+    and owns its scheduler, so two requests never share a scheduler's state. That scheduler keeps the last estimate of
+    the picture's latents, for `ldm.preview`. Raises ValueError for another name.
     """
     own = pipeline.scheduler
     if name is None:
@@ -69,15 +72,15 @@ def with_scheduler(pipeline: DiffusionPipeline, name: str | None = None) -> Diff
     found = {known.lower(): known for known in names}.get(name.lower())
     if found is None:
         raise ValueError(f"scheduler is {name!r}; {_why(pipeline, name)}it must be one of {', '.join(names)}")
-    kind = (FLOW if matches_flow(pipeline) else NOISE)[found]
+    kind = (FLOW if is_flow(pipeline.scheduler) else NOISE)[found]
     if type(own) is kind and found not in IN_SIGMA:
         return _shallow(pipeline, kind.from_config(own.config))
-    options = _flow_options(found, own) if matches_flow(pipeline) else _noise_options(found, own)
+    options = _flow_options(found, own) if is_flow(pipeline.scheduler) else _noise_options(found, own)
     return _shallow(pipeline, kind.from_config(own.config, **options))
 
 
 def _why(pipeline: DiffusionPipeline, name: str) -> str:
-    if matches_flow(pipeline) and name.lower() in {known.lower() for known in NOISE}:
+    if is_flow(pipeline.scheduler) and name.lower() in {known.lower() for known in NOISE}:
         return "this model matches flows, which takes schedulers of that family: "
     if name.lower() == "lcm":
         return "LCM takes a model that was distilled for it: "
@@ -86,8 +89,45 @@ def _why(pipeline: DiffusionPipeline, name: str) -> str:
 
 def _shallow(pipeline: DiffusionPipeline, scheduler: SchedulerMixin) -> DiffusionPipeline:
     changed = copy.copy(pipeline)
-    changed.scheduler = scheduler
+    changed.scheduler = remember_estimate(scheduler)
     return changed
+
+
+def estimate(scheduler: SchedulerMixin, output: Tensor, timestep: Tensor, sample: Tensor) -> Tensor:
+    """The model's estimate of x₀ before a step: what it said of `sample`, solved for the clean latents.
+
+    With x_t = √γ x₀ + √(1−γ) ε (DDPM, arXiv 2006.11239, equation 4) where the scheduler keeps the variance, with
+    x_t = x₀ + σ ε where it steps in sigma, and with x_t = (1−σ) x₀ + σ ε where it matches a flow, ε − x₀ = `output`.
+    """
+    if is_flow(scheduler):
+        return sample - scheduler.sigmas[scheduler.step_index or 0].to(sample) * output
+    prediction = scheduler.config.prediction_type
+    if prediction == "sample":
+        return output
+    if hasattr(scheduler, "sigmas") and not hasattr(scheduler, "sigma_t"):  # those with sigma_t keep the variance
+        sigma = scheduler.sigmas[scheduler.step_index or 0].to(sample)
+        gamma, sample = 1 / (sigma**2 + 1), sample / (sigma**2 + 1).sqrt()
+    else:
+        gamma = scheduler.alphas_cumprod[int(timestep)].to(sample)
+    if prediction == "v_prediction":
+        return gamma.sqrt() * sample - (1 - gamma).sqrt() * output
+    return (sample - (1 - gamma).sqrt() * output) / gamma.sqrt()
+
+
+def remember_estimate(scheduler: SchedulerMixin) -> SchedulerMixin:
+    """The same scheduler, with x₀ of its last step as `scheduler.last_estimate` (None before the first).
+
+    A pipeline tells its callback the noisy latents only; the model's output passes through here.
+    """
+    step = scheduler.step
+
+    @functools.wraps(step)
+    def remembering(model_output: Tensor, timestep: Tensor, sample: Tensor, *args: Any, **options: Any) -> Any:
+        scheduler.last_estimate = estimate(scheduler, model_output.float(), timestep, sample.float())
+        return step(model_output, timestep, sample, *args, **options)
+
+    scheduler.step, scheduler.last_estimate = remembering, None
+    return scheduler
 
 
 def _noise_options(name: str, own: SchedulerMixin) -> dict[str, Any]:

@@ -52,6 +52,36 @@ def test_every_scheduler_draws_the_distribution_that_the_denoiser_knows(name):
     assert float(drawn.std()) == pytest.approx(STD, rel=0.15 if name in FIRST_ORDER else 0.05)
 
 
+@pytest.mark.parametrize("name", [n for n in NOISE if n != "LCM"])
+@pytest.mark.parametrize("prediction", ["v_prediction", "epsilon"])
+def test_the_estimate_of_each_step_is_what_the_denoiser_meant(name, prediction):
+    """With data that are MEAN exactly, every estimate is MEAN, however the scheduler scales its state."""
+    scheduler = with_scheduler(bundled(prediction_type=prediction), name).scheduler
+    gammas = scheduler.alphas_cumprod.double()
+    scheduler.set_timesteps(6)
+    assert scheduler.last_estimate is None
+    state = torch.randn(50, 1, generator=torch.Generator().manual_seed(0)) * float(scheduler.init_noise_sigma)
+    for time in scheduler.timesteps:
+        noisy, gamma = scheduler.scale_model_input(state, time).double(), gammas[round(float(time))]
+        epsilon = (noisy - gamma.sqrt() * MEAN) / (1 - gamma).sqrt()
+        output = gamma.sqrt() * epsilon - (1 - gamma).sqrt() * MEAN if prediction == "v_prediction" else epsilon
+        state = scheduler.step(output.float(), time, state)[0]
+        if prediction == "v_prediction" or gamma > 1e-3:  # dividing by the root of gamma, noise says nothing of x₀
+            assert torch.allclose(scheduler.last_estimate, torch.tensor(MEAN), atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["Euler", "Heun", "DPMSolver++", "UniPC"])
+def test_the_estimate_of_a_flow(name):
+    scheduler = with_scheduler(Stand(diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)), name).scheduler
+    scheduler.set_timesteps(6)
+    noise = torch.randn(50, 1, generator=torch.Generator().manual_seed(0))
+    state = noise.clone()
+    for time in scheduler.timesteps:
+        state = scheduler.step(noise - MEAN, time, state)[0]
+        assert torch.allclose(scheduler.last_estimate, torch.tensor(MEAN), atol=2e-3)
+    assert torch.allclose(state, torch.tensor(MEAN), atol=2e-3)
+
+
 @pytest.mark.parametrize("name", ["LMS", "Euler", "EulerAncestral", "Heun"])
 @pytest.mark.parametrize("steps", [5, 10])
 def test_pure_noise_at_the_start_does_not_blow_up_in_sigma(name, steps):
