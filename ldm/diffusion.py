@@ -1,6 +1,7 @@
 """The second stage: text encoder and U-Net in the autoencoder's latent space, trained together."""
 
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,11 +39,37 @@ def velocity(sample: Tensor, noise: Tensor, gamma: Tensor) -> Tensor:
     return gamma.sqrt() * noise - (1 - gamma).sqrt() * sample
 
 
-def min_snr_weight(gamma: Tensor, limit: float) -> Tensor:
-    """Weight of the squared error of v: min(SNR, limit) / (SNR + 1), SNR = γ / (1 − γ) (Hang et al.,
-    arXiv 2303.09556, section 3.4)."""
+def min_snr_weight(gamma: Tensor, limit: float, prediction: str = "v_prediction") -> Tensor:
+    """Weight of the squared error: min(SNR, limit) / (SNR + 1) of v, min(SNR, limit) / SNR of ε, min(SNR, limit) of x₀,
+    SNR = γ / (1 − γ) (Hang et al., arXiv 2303.09556, section 3.4)."""
     snr = gamma / (1 - gamma)
-    return snr.clamp(max=limit) / (snr + 1)
+    return snr.clamp(max=limit) / {"v_prediction": snr + 1, "epsilon": snr, "sample": torch.ones_like(snr)}[prediction]
+
+
+def denoising_loss(
+    predict: Callable[[Tensor, Tensor], Tensor],
+    latents: Tensor,
+    gammas: Tensor,
+    draw: torch.Generator,
+    batch: int,
+    rows: slice,
+    snr_limit: float,
+    prediction: str = "v_prediction",
+) -> tuple[Tensor, dict[str, float]]:
+    """One step of training (DDPM, arXiv 2006.11239, algorithm 1, with min-SNR weights): the loss and what to log.
+
+    `predict(noisy, timestep)` is the network, `latents` (n, C, h, w) the rows `rows` of a batch of `batch`, whose
+    timesteps and noise are drawn whole whatever the rows; `gammas` (T,) is γ at each timestep.
+    """
+    timestep = torch.randint(0, len(gammas), (batch,), generator=draw)[rows]
+    noise = torch.randn((batch, *latents.shape[1:]), generator=draw)[rows]
+    gamma = gammas[timestep].view(-1, 1, 1, 1)
+    noisy = gamma.sqrt() * latents + (1 - gamma).sqrt() * noise
+    target = {"v_prediction": velocity(latents, noise, gamma), "epsilon": noise, "sample": latents}[prediction]
+    output = predict(noisy, timestep).float()
+    error = (output - target.to(output.device)) ** 2
+    value = (min_snr_weight(gamma, snr_limit, prediction).to(output.device) * error).mean()
+    return value, {"loss": float(value.detach()), "error": float(error.detach().mean())}
 
 
 class TextToLatent(nn.Module):
@@ -143,17 +170,13 @@ def train_diffusion(config: "DiffusionConfig") -> None:
     def loss(run: nn.Module, step: int, rows: slice) -> tuple[Tensor, dict[str, float]]:
         latents, captions = samples.draw(step, rows)
         tokens = pipeline.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        draw = generator(config.seed, 2, step)
-        size = config.loop.batch_size
-        timestep = torch.randint(0, len(gammas), (size,), generator=draw)[rows]
-        noise = torch.randn((size, *latents.shape[1:]), generator=draw)[rows]
-        gamma = gammas[timestep].view(-1, 1, 1, 1)
-        noisy = gamma.sqrt() * latents + (1 - gamma).sqrt() * noise
-        with torch.autocast(device.type, torch.bfloat16):
-            output = run(tokens.to(device), noisy.to(device), timestep.to(device))
-        error = (output.float() - velocity(latents, noise, gamma).to(device)) ** 2
-        value = (min_snr_weight(gamma, config.snr_limit).to(device) * error).mean()
-        return value, {"loss": float(value.detach()), "error": float(error.detach().mean())}
+
+        def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
+            with torch.autocast(device.type, torch.bfloat16):
+                return run(tokens.to(device), noisy.to(device), timestep.to(device))
+
+        draw, size = generator(config.seed, 2, step), config.loop.batch_size
+        return denoising_loss(predict, latents, gammas, draw, size, rows, config.snr_limit)
 
     def on_save(step: int) -> dict[str, Tensor]:
         save(pipeline, config.out / "pipeline")
