@@ -65,10 +65,8 @@ def decode(pipeline: Any, latents: Tensor) -> np.ndarray:
 
 def row(pictures: list[np.ndarray], factor: int = 2, gap: int = 4) -> np.ndarray:
     """Side by side on white, each pixel `factor` times as large."""
-    large = [
-        np.pad(p.repeat(factor, 0).repeat(factor, 1), ((0, gap), (0, gap), (0, 0)), constant_values=255)
-        for p in pictures
-    ]
+    edge = ((0, gap), (0, gap), (0, 0))
+    large = [np.pad(p.repeat(factor, 0).repeat(factor, 1), edge, constant_values=255) for p in pictures]
     return np.concatenate(large, axis=1)
 
 
@@ -91,7 +89,7 @@ def main(config: GuideConfig) -> int:
     steps = run(pipeline, config)
     final = steps.noisy[-1]
     result = decode(pipeline, final)
-    every = range(0, config.steps, max(config.steps // 6, 1))
+    every = range(0, config.steps, max(config.steps // 10, 1))
     config.out.mkdir(parents=True, exist_ok=True)
     lines = [
         row([decode(pipeline, steps.noisy[i]) for i in every]),
