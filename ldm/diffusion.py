@@ -1,6 +1,7 @@
 """The second stage: text encoder and U-Net in the autoencoder's latent space, trained together."""
 
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,6 +44,32 @@ def shifted_timesteps(uniform: Tensor, shift: float, number: int) -> Tensor:
     """Uniform numbers in [0, 1) to timesteps 0 to `number` - 1, the more of them noisy the larger `shift` (Esser et
     al., arXiv 2403.03206, equation 23). What a drawing is, and its colours, are settled where noise prevails."""
     return (number * shift * uniform / (1 + (shift - 1) * uniform)).long()
+
+
+def denoising_loss(
+    predict: Callable[[Tensor, Tensor], Tensor],
+    latents: Tensor,
+    gammas: Tensor,
+    draw: torch.Generator,
+    batch: int,
+    rows: slice,
+    shift: float,
+    prediction: str = "v_prediction",
+) -> tuple[Tensor, dict[str, float]]:
+    """One step of training (DDPM, arXiv 2006.11239, algorithm 1): the mean squared error and what to log.
+
+    `predict(noisy, timestep)` is the network, `latents` (n, C, h, w) the rows `rows` of a batch of `batch`, whose
+    timesteps and noise are drawn whole whatever the rows; `gammas` (T,) is γ at each timestep. Errors of v count alike
+    at every timestep: weights that fall with the signal's share (min-SNR) leave colours and concepts unlearned.
+    """
+    timestep = shifted_timesteps(torch.rand(batch, generator=draw), shift, len(gammas))[rows]
+    noise = torch.randn((batch, *latents.shape[1:]), generator=draw)[rows]
+    gamma = gammas[timestep].view(-1, 1, 1, 1)
+    noisy = gamma.sqrt() * latents + (1 - gamma).sqrt() * noise
+    target = {"v_prediction": velocity(latents, noise, gamma), "epsilon": noise, "sample": latents}[prediction]
+    output = predict(noisy, timestep).float()
+    error = F.mse_loss(output, target.to(output.device))
+    return error, {"error": float(error.detach())}
 
 
 class TextToLatent(nn.Module):
@@ -145,16 +172,13 @@ def train_diffusion(config: "DiffusionConfig") -> None:
     def loss(run: nn.Module, step: int, rows: slice) -> tuple[Tensor, dict[str, float]]:
         latents, captions = samples.draw(step, rows)
         tokens = pipeline.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        draw = generator(config.seed, 2, step)
-        size = config.loop.batch_size
-        timestep = shifted_timesteps(torch.rand(size, generator=draw), config.timestep_shift, len(gammas))[rows]
-        noise = torch.randn((size, *latents.shape[1:]), generator=draw)[rows]
-        gamma = gammas[timestep].view(-1, 1, 1, 1)
-        noisy = gamma.sqrt() * latents + (1 - gamma).sqrt() * noise
-        with torch.autocast(device.type, torch.bfloat16):
-            output = run(tokens.to(device), noisy.to(device), timestep.to(device))
-        error = F.mse_loss(output.float(), velocity(latents, noise, gamma).to(device))
-        return error, {"error": float(error.detach())}
+
+        def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
+            with torch.autocast(device.type, torch.bfloat16):
+                return run(tokens.to(device), noisy.to(device), timestep.to(device))
+
+        draw, size = generator(config.seed, 2, step), config.loop.batch_size
+        return denoising_loss(predict, latents, gammas, draw, size, rows, config.timestep_shift)
 
     def on_save(step: int) -> dict[str, Tensor]:
         save(pipeline, config.out / "pipeline")

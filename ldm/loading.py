@@ -1,6 +1,7 @@
 """Loading any diffusers text-to-image pipeline, the bundled one by default."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,10 @@ import transformers
 from diffusers import AutoPipelineForText2Image, DiffusionPipeline
 from safetensors import SafetensorError
 
+from ldm.memory import check_memory, free_memory
+
 DTYPES = ("float32", "bfloat16", "float16")
+OFFLOADS = ("none", "model", "sequential")
 
 
 def resolve_device(device: str) -> torch.device:
@@ -25,11 +29,15 @@ class ModelError(ValueError):
     """A model that is missing or wrong; its text says how."""
 
 
-def _text_encoders(folder: Path, dtype: torch.dtype) -> dict[str, transformers.PreTrainedModel]:
-    """The parts of a directory that transformers loads, by name. Raises ValueError where a file lacks tensors, which
-    transformers would otherwise fill with random numbers."""
-    parts = {}
+def _text_encoders(folder: Path, dtype: torch.dtype) -> dict[str, transformers.PreTrainedModel | None]:
+    """The parts of a directory that transformers loads, by name, and None for those that it leaves out (SD3's third
+    text encoder). Raises ValueError where a file lacks tensors, which transformers would otherwise fill with random
+    numbers."""
+    parts: dict[str, transformers.PreTrainedModel | None] = {}
     for name, entry in json.loads((folder / "model_index.json").read_text()).items():
+        if entry == [None, None]:
+            parts[name] = None
+            continue
         library, kind = entry if isinstance(entry, list) else (None, None)
         model_class: Any = getattr(transformers, kind or "", None) if library == "transformers" else None
         if hasattr(model_class, "from_pretrained") and (folder / name / "config.json").is_file():
@@ -43,34 +51,77 @@ def _text_encoders(folder: Path, dtype: torch.dtype) -> dict[str, transformers.P
     return parts
 
 
+def _folder_of(source: str, allow_download: bool) -> Path:
+    """The directory of a model: itself, or a hub id's in the local cache, downloaded before where that is allowed."""
+    folder = Path(source)
+    if folder.exists():
+        if not (folder / "model_index.json").is_file():
+            raise ModelError(f"{source} is not a diffusers pipeline: it has no model_index.json")
+        return folder
+    if source.count("/") != 1 or source.startswith((".", "/", "~")):
+        raise ModelError(f"{source} does not exist; give a pipeline's directory or a hub id such as owner/name")
+    return Path(DiffusionPipeline.download(source, use_safetensors=True, local_files_only=not allow_download))
+
+
 def load(
-    model: str | Path | None = None, device: str = "auto", dtype: str = "auto", allow_download: bool = False
+    model: str | Path | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    allow_download: bool = False,
+    offload: str = "none",
+    attention_slicing: bool = False,
+    vae_tiling: bool = False,
+    free: Callable[[torch.device], int] = free_memory,
 ) -> DiffusionPipeline:
     """A text-to-image pipeline on its device: a local directory or a hub id that is in the local cache (or, with
     `allow_download`, on the hub). Only safetensors are read.
 
     `device`: auto takes CUDA, then MPS, then the CPU. `dtype`: float32, bfloat16, float16, or auto: bfloat16 on
-    CUDA, float32 elsewhere. Raises ModelError, with one line that says what is missing or wrong.
+    CUDA, float32 elsewhere. `offload`: with "model" each part, with "sequential" each layer waits in main memory
+    until it is called, for models larger than the accelerator's. `attention_slicing` and `vae_tiling` save memory in
+    the attention and in the decoder. `free` tells a device's free bytes. Raises ModelError, with one line that says
+    what is missing or wrong, before anything is read where the weights will not fit.
     """
     source = str(model) if model else str(Path(__file__).parent / "weights")
-    folder = Path(source)
-    if folder.exists() and not (folder / "model_index.json").is_file():
-        raise ModelError(f"{source} is not a diffusers pipeline: it has no model_index.json")
-    if not folder.exists() and (source.count("/") != 1 or source.startswith((".", "/", "~"))):
-        raise ModelError(f"{source} does not exist; give a pipeline's directory or a hub id such as owner/name")
     place = resolve_device(device)
     chosen = ("bfloat16" if place.type == "cuda" else "float32") if dtype == "auto" else dtype
-    if chosen not in DTYPES:
-        raise ModelError(f"dtype is {dtype!r}; it must be one of auto, {', '.join(DTYPES)}")
+    for name, value, known in (("dtype", chosen, DTYPES), ("offload", offload, OFFLOADS)):
+        if value not in known:
+            raise ModelError(f"{name} is {value!r}; it must be one of {'auto, ' * (name == 'dtype')}{', '.join(known)}")
+    if offload != "none" and place.type == "cpu":
+        raise ModelError(f"offload is {offload!r}, which needs an accelerator; the device is the CPU")
     try:
+        folder = _folder_of(source, allow_download)
+        check_memory(folder, getattr(torch, chosen), place, offload, free)
         pipeline = AutoPipelineForText2Image.from_pretrained(
-            source,
-            **(_text_encoders(folder, getattr(torch, chosen)) if folder.is_dir() else {}),
+            folder,
+            **_text_encoders(folder, getattr(torch, chosen)),
             dtype=getattr(torch, chosen),
             use_safetensors=True,
-            local_files_only=not allow_download,
+            local_files_only=True,
         )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except ModelError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{source} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(place)
+    if attention_slicing:
+        pipeline.enable_attention_slicing()
+    if vae_tiling:
+        if not hasattr(getattr(pipeline, "vae", None), "enable_tiling"):
+            raise ModelError(f"{source} has no autoencoder that works in tiles: leave vae_tiling out")
+        pipeline.vae.enable_tiling()
+    return _on(pipeline, place, offload)
+
+
+def _on(pipeline: DiffusionPipeline, place: torch.device, offload: str) -> DiffusionPipeline:
+    if offload == "none":
+        return pipeline.to(place)
+    from ldm.preview import latent_map
+
+    latent_map(pipeline)  # encodes once, which must not happen between the steps of an offloaded model
+    if offload == "model":
+        pipeline.enable_model_cpu_offload(device=place)
+    else:
+        pipeline.enable_sequential_cpu_offload(device=place)
+    return pipeline

@@ -1,5 +1,6 @@
-"""Train the bundled base model.
+"""Train the bundled base model, or fine-tune any Stable Diffusion on one's own pictures.
 
+`python -m ldm.train --init MODEL --data FOLDER` fine-tunes (`accelerate launch -m ldm.train …` on several devices);
 `python -m ldm.train autoencoder --pack drawings.safetensors --out run/autoencoder`, then
 `python -m ldm.train diffusion --pack drawings.safetensors --autoencoder run/autoencoder/vae --out run/diffusion`.
 """
@@ -9,7 +10,7 @@ import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from sr3.loop import LoopConfig
 
@@ -22,6 +23,8 @@ class AutoencoderConfig:
     out: Path
     init: Path | None = None
     """A `vae` directory to start from."""
+    decoder_only: bool = False
+    """Freeze the encoder of `init`, so that its latents stay valid for an existing U-Net."""
     latent_channels: int = 12
     kl_weight: float = 1e-3
     """Of the Kullback-Leibler term in nats per latent number, against the mean absolute error."""
@@ -51,6 +54,50 @@ class DiffusionConfig:
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(batch_size=128, steps=60_000, warmup=500))
 
 
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """The judge of ldm.evaluate: a network that names drawings."""
+
+    pack: Path
+    out: Path
+    everyday_only: bool = False
+    """Only the names in ldm/everyday.txt, in place of all."""
+    seed: int = 0
+    loop: LoopConfig = field(
+        default_factory=lambda: LoopConfig(batch_size=64, steps=3000, warmup=100, learning_rate=2e-3, save_every=500)
+    )
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Fine-tune a model on captioned pictures."""
+
+    init: str
+    """A pipeline's directory or a hub id; ldm/weights is the bundled model."""
+    data: Path
+    """A folder of pictures, each with a caption in a .txt beside it or in metadata.jsonl."""
+    out: Path = Path("finetuned")
+    """Gets `pipeline` or `lora`, samples, and the state from which the same command goes on."""
+    lora: int | None = None
+    """The rank of low-rank adapters, in place of training the whole U-Net."""
+    size: int | None = None
+    """Pixels on a side that pictures are cropped and reduced to; the model's own if not given."""
+    flip: bool = False
+    """Mirror half of the pictures."""
+    caption_dropout: float = 0.1
+    timestep_shift: float = 1.0
+    """As in the training from nothing; 1 draws all timesteps alike."""
+    checkpointing: bool = False
+    """Compute activations twice and save memory."""
+    allow_download: bool = False
+    seed: int = 0
+    loop: LoopConfig = field(
+        default_factory=lambda: LoopConfig(
+            batch_size=8, steps=400, warmup=20, learning_rate=2e-4, ema=0.98, save_every=200, log_every=10
+        )
+    )
+
+
 def _from_json(path: Path) -> AutoencoderConfig | DiffusionConfig:
     """A configuration from a file, for machines without tyro. Unknown keys are errors."""
     values = json.loads(path.read_text())
@@ -61,23 +108,47 @@ def _from_json(path: Path) -> AutoencoderConfig | DiffusionConfig:
     return dataclasses.replace(defaults, loop=dataclasses.replace(defaults.loop, **values.get("loop", {})))
 
 
-def main(config: AutoencoderConfig | DiffusionConfig) -> None:
+Config = AutoencoderConfig | DiffusionConfig | ClassifierConfig | FinetuneConfig
+
+
+def main(config: Config) -> None:
     if isinstance(config, AutoencoderConfig):
         from ldm.autoencoder import train_autoencoder
 
         train_autoencoder(config)
+    elif isinstance(config, ClassifierConfig):
+        from ldm.classifier import train_classifier
+
+        train_classifier(config)
+    elif isinstance(config, FinetuneConfig):
+        from ldm.finetune import finetune
+
+        finetune(config)
     else:
         from ldm.diffusion import train_diffusion
 
         train_diffusion(config)
 
 
-if __name__ == "__main__":
-    if len(sys.argv) == 3 and sys.argv[1] == "--config":
-        main(_from_json(Path(sys.argv[2])))
-    else:
-        import tyro
+def _from_arguments(arguments: list[str]) -> Config:
+    if len(arguments) == 2 and arguments[0] == "--config":
+        return _from_json(Path(arguments[1]))
+    import tyro
 
-        stage_one = Annotated[AutoencoderConfig, tyro.conf.subcommand("autoencoder")]
-        stage_two = Annotated[DiffusionConfig, tyro.conf.subcommand("diffusion")]
-        main(tyro.cli(stage_one | stage_two, description=__doc__))
+    if arguments and arguments[0].startswith("--init"):
+        arguments = ["finetune", *arguments]
+    kinds: Any = (
+        Annotated[AutoencoderConfig, tyro.conf.subcommand("autoencoder")]
+        | Annotated[DiffusionConfig, tyro.conf.subcommand("diffusion")]
+        | Annotated[ClassifierConfig, tyro.conf.subcommand("classifier")]
+        | Annotated[FinetuneConfig, tyro.conf.subcommand("finetune")]
+    )
+    return tyro.cli(kinds, args=arguments, description=__doc__)
+
+
+if __name__ == "__main__":
+    try:
+        main(_from_arguments(sys.argv[1:]))
+    except (ValueError, OSError) as error:
+        print(f"ldm.train: {error}", file=sys.stderr)
+        sys.exit(2)

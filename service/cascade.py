@@ -111,7 +111,7 @@ def load_cascade(settings: Settings) -> Cascade:
 
     diffusers_quiet()  # a bar for each part of each model says nothing in a log
     transformers_quiet()
-    place = {"device": settings.device, "dtype": settings.dtype}
+    place: dict[str, Any] = {"device": settings.device, "dtype": settings.dtype}
     base = ldm.load(settings.base_model, **place, allow_download=settings.allow_download)
     enlarger = sr3.load(settings.sr_model, **place)
     return DiffusersCascade(base, enlarger, settings)

@@ -1,0 +1,222 @@
+"""Measure a text-to-image model: `python -m ldm.evaluate --pack drawings.safetensors --judge run/classifier`.
+
+With a pack of drawings, prompts of seen and of held-out (name, style) pairs are drawn and a classifier
+(`python -m ldm.train classifier`) says whether it recognises them; with `--reference FOLDER` of captioned pictures any
+model is measured against those. `--schedulers` and `--steps` make a table.
+"""
+
+import inspect
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+
+from ldm.captions import Drawing, caption
+from ldm.classifier import Judge, load_judge, top_shares
+from ldm.data import load_pack, place, sample_placement
+from ldm.folder import read_captioned
+from ldm.loading import load
+from ldm.metrics import (
+    clip_score,
+    frechet_distance,
+    inception_features,
+    kernel_distance,
+    precision_recall,
+    smallest_difference,
+)
+from ldm.schedulers import with_scheduler
+
+SAME = 4.0  # root mean square difference in 8-bit levels, under which two pictures are called the same
+BUNDLED_GUIDANCE = 4.0
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    pack: Path | None = None
+    """The drawings that python -m ldm.corpus made."""
+    judge: Path | None = None
+    """The folder of the classifier, with a pack."""
+    reference: Path | None = None
+    """A folder of captioned pictures, in place of a pack."""
+    model: str | None = None
+    """A pipeline's directory or hub id, in place of the bundled model."""
+    everyday_only: bool = False
+    """With a pack: prompts of the names in ldm/everyday.txt only, which the bundled model has seen most."""
+    prompts: int = 500
+    """With a pack: how many of seen and how many of held-out pairs."""
+    number: int = 10_000
+    """With a folder: how many of its pictures at most."""
+    steps: tuple[int, ...] = (20,)
+    schedulers: tuple[str, ...] = ()
+    """At each number of steps, in place of the model's own."""
+    guidance: float | None = None
+    """The model's own if not given."""
+    diversity: int = 10
+    """Prompts of which ten seeds each are compared."""
+    inception: Path | None = None
+    """torch-fidelity's Inception weights: FID, KID, precision and recall on its features as well."""
+    clip: str | None = None
+    """A CLIP model's directory or hub id: CLIP scores as well."""
+    device: str = "auto"
+    batch: int = 32
+    allow_download: bool = False
+    seed: int = 0
+    sheet: Path | None = None
+    """Write the first 64 pictures here."""
+    out: Path | None = None
+    """Write the results here, as JSON."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Texts, their real pictures (uint8 RGB), and the names to be recognised, where there are any."""
+
+    texts: tuple[str, ...]
+    pictures: tuple[np.ndarray, ...]
+    names: tuple[str, ...] = ()
+    pairs: int = 0
+
+
+def prompts_of(pictures: np.ndarray, records: list[Drawing], chosen: list[int], number: int, seed: int) -> Prompts:
+    """`number` captions of the chosen drawings, each with a rendering that shows what it says. Pairs come again, in
+    other words and on other grounds, only after all of them came once."""
+    if not chosen:
+        raise ValueError("the pack has no such (name, style) pairs")
+    order = np.random.default_rng(seed).permutation(chosen)
+    texts, placed, names = [], [], []
+    for i in range(number):
+        index = int(order[i % len(order)])
+        rng = np.random.default_rng([seed, i])
+        placement = sample_placement(rng, records[index])
+        texts.append(caption(rng, records[index], placement.colour, placement.ground))
+        placed.append(place(pictures[index], records[index], placement))
+        names.append(records[index].label)
+    return Prompts(tuple(texts), tuple(placed), tuple(names), min(len(order), number))
+
+
+def draw(pipeline: DiffusionPipeline, texts: list[str], seeds: list[int], steps: int, config: EvaluateConfig) -> Any:
+    """Pictures of the texts, uint8 RGB (N, H, W, 3), each from its own seed."""
+    options: dict[str, Any] = {"num_inference_steps": steps, "output_type": "np"}
+    guidance = BUNDLED_GUIDANCE if config.guidance is None and config.model is None else config.guidance
+    if guidance is not None and "guidance_scale" in inspect.signature(pipeline.__call__).parameters:
+        options["guidance_scale"] = guidance
+    made = []
+    for start in range(0, len(texts), config.batch):
+        part = slice(start, start + config.batch)
+        generators = [torch.Generator().manual_seed(s) for s in seeds[part]]
+        made.append(pipeline(texts[part], generator=generators, **options).images)
+        print(f"\r{start + len(texts[part])} of {len(texts)} pictures", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    return np.round(np.concatenate(made) * 255).astype(np.uint8)
+
+
+def compare(real: np.ndarray, made: np.ndarray, prefix: str) -> dict[str, float]:
+    """The measures of two sets of features, by name. `n` is the smaller number of pictures."""
+    precision, recall = precision_recall(real, made)
+    return {
+        f"{prefix}FID": frechet_distance(real, made),
+        f"{prefix}KID x1000": 1000 * kernel_distance(real, made, np.random.default_rng(0)),
+        f"{prefix}precision": precision,
+        f"{prefix}recall": recall,
+    }
+
+
+def measure(
+    pipeline: DiffusionPipeline, sets: dict[str, Prompts], judge: Judge | None, steps: int, config: EvaluateConfig
+) -> tuple[dict[str, float], np.ndarray]:
+    """Every measure by name, and the pictures made for the last set, which is the one that is compared as a set."""
+    results: dict[str, float] = {}
+    for what, prompts in sets.items():
+        seeds = [config.seed + i for i in range(len(prompts.texts))]
+        made = draw(pipeline, list(prompts.texts), seeds, steps, config)
+        results[f"{what} n"] = len(made)
+        if judge:
+            results[f"{what} pairs"] = prompts.pairs
+            features, scores = judge(made)
+            answers = np.array([judge.names.index(name) for name in prompts.names])
+            results[f"{what} top-1"], results[f"{what} top-5"] = top_shares(scores, answers)
+            real, of_real = judge(np.stack(prompts.pictures))
+            results[f"{what} top-5 of renderings"] = top_shares(of_real, answers)[1]
+    if judge:
+        results |= compare(real, features, "judge's ")
+    if config.inception:
+        features, real = (inception_features(p, config.inception) for p in (list(made), prompts.pictures))
+        results |= compare(real, features, "")
+    if config.clip:
+        results["CLIP score"] = clip_score(list(made), prompts.texts, config.clip, config.allow_download)
+    if config.diversity:
+        first = next(iter(sets.values())).texts[: config.diversity]
+        seeds = list(range(10)) * len(first)
+        tens = draw(pipeline, [t for t in first for _ in range(10)], seeds, steps, config)
+        closest = [smallest_difference(tens[i : i + 10]) for i in range(0, len(tens), 10)]
+        results["prompts with ten different pictures"] = float(np.mean([c > SAME for c in closest]))
+        results["closest two of ten seeds"] = min(closest)
+    return results, made
+
+
+def read_sets(config: EvaluateConfig) -> tuple[dict[str, Prompts], Judge | None]:
+    """The prompts to draw, by the name of their set. Raises ValueError where the configuration names none."""
+    if (config.pack is None) == (config.reference is None):
+        raise ValueError("give either --pack, with --judge, or --reference")
+    if config.reference:
+        found = read_captioned(config.reference)[: config.number]
+        size = (256, 256)
+        real = tuple(np.asarray(each.open().resize(size)) for each in found)
+        return {"reference": Prompts(tuple(each.caption for each in found), real)}, None
+    assert config.pack
+    judge = load_judge(config.judge) if config.judge else None
+    pictures, records, _ = load_pack(config.pack)
+    known = set(judge.names) if judge else {r.label for r in records}
+    usable = [i for i, r in enumerate(records) if r.label in known and (r.everyday or not config.everyday_only)]
+    sets = {
+        what: prompts_of(pictures, records, [i for i in usable if records[i].held_out == held], config.prompts, seed)
+        for what, held, seed in (("seen", False, config.seed), ("held-out", True, config.seed + 1))
+    }
+    return sets, judge
+
+
+def write_sheet(path: Path, pictures: np.ndarray) -> None:
+    """Rows of eight."""
+    import cv2
+
+    rows = [np.concatenate(list(pictures[i : i + 8]), axis=1) for i in range(0, len(pictures) // 8 * 8, 8)]
+    cv2.imwrite(str(path), np.concatenate(rows or [pictures[0]])[..., ::-1])
+
+
+def table(results: dict[str, dict[str, float]]) -> str:
+    """The results as a Markdown table: a row for each measure, a column for each sampler."""
+    lines = ["| | " + " | ".join(results) + " |", "|---" * (len(results) + 1) + "|"]
+    for name in next(iter(results.values())):
+        lines.append(f"| {name} | " + " | ".join(f"{each[name]:.4g}" for each in results.values()) + " |")
+    return "\n".join(lines)
+
+
+def main(config: EvaluateConfig) -> int:
+    try:
+        sets, judge = read_sets(config)
+        shared = load(config.model, config.device, allow_download=config.allow_download)
+        results: dict[str, dict[str, float]] = {}
+        for name in config.schedulers or (None,):
+            for steps in config.steps:
+                label = f"{name or type(shared.scheduler).__name__.removesuffix('Scheduler')}, {steps} steps"
+                results[label], made = measure(with_scheduler(shared, name), sets, judge, steps, config)
+    except (ValueError, OSError) as error:
+        print(f"ldm.evaluate: {error}", file=sys.stderr)
+        return 2
+    print(table(results))
+    if config.sheet:
+        write_sheet(config.sheet, made[:64])
+    if config.out:
+        config.out.write_text(json.dumps(results, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    import tyro
+
+    sys.exit(main(tyro.cli(EvaluateConfig, description=__doc__)))

@@ -1,0 +1,111 @@
+"""A folder of one's own pictures with captions, in the layouts that the field uses."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+CAPTION_KEYS = ("text", "caption", "prompt")
+NAMED = 5  # faults that a message names; then it counts
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """A picture's file and what it shows."""
+
+    path: Path
+    caption: str
+
+    def open(self) -> Image.Image:
+        """The picture as it is meant to be seen, RGB, transparency on white. Raises ValueError if it cannot be read."""
+        try:
+            with Image.open(self.path) as file:
+                upright = ImageOps.exif_transpose(file)
+                if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
+                    upright = upright.convert("RGBA")
+                    ground = Image.new("RGBA", upright.size, "white")
+                    upright = Image.alpha_composite(ground, upright)
+                return upright.convert("RGB")
+        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+            raise ValueError(f"{self.path} cannot be read as a picture: {error}") from None
+
+
+def read_captioned(folder: Path) -> list[Captioned]:
+    """Every picture of a folder, in the order of their names, with its caption: from `metadata.jsonl` where there is
+    one (`{"file_name": …, "text": …}` a line, as in Hugging Face's image folders), else from the file beside it that
+    ends in .txt or .caption (as in kohya's scripts).
+
+    Raises ValueError that names the pictures without a caption, the captions without a picture, and what is no
+    picture: nothing is left out silently.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder")
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    if not paths:
+        raise ValueError(f"{folder} has no pictures ({', '.join(sorted(SUFFIXES))})")
+    listed = folder / "metadata.jsonl"
+    faults: list[str] = []
+    captions = _listed(listed, faults) if listed.is_file() else _beside(paths, faults)
+    found = []
+    for path in paths:
+        name = path.relative_to(folder).as_posix()
+        text = captions.pop(name if listed.is_file() else str(path), None)
+        if text is None:
+            faults.append(f"{name} has no caption")
+        elif not text.strip():
+            faults.append(f"{name} has an empty caption")
+        else:
+            found.append(Captioned(path, " ".join(text.split())))
+            _check(found[-1], faults)
+    faults += [f"{name} is captioned but not there" for name in captions]
+    if faults:
+        more = f" and {len(faults) - NAMED} more" if len(faults) > NAMED else ""
+        raise ValueError(f"{folder}: {'; '.join(faults[:NAMED])}{more}")
+    return found
+
+
+def _beside(paths: list[Path], faults: list[str]) -> dict[str, str]:
+    captions = {}
+    for path in paths:
+        for suffix in (".txt", ".caption"):
+            beside = path.with_suffix(suffix)
+            if beside.is_file():
+                try:
+                    captions[str(path)] = beside.read_text(encoding="utf-8-sig")
+                except UnicodeDecodeError:
+                    captions[str(path)] = ""
+                    faults.append(f"{beside.name} is not UTF-8 text")
+                break
+    return captions
+
+
+def _listed(file: Path, faults: list[str]) -> dict[str, str]:
+    captions: dict[str, str] = {}
+    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError as error:
+            faults.append(f"{file.name} line {number} is not JSON ({error.msg})")
+            continue
+        if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
+            faults.append(f"{file.name} line {number} has no file_name")
+            continue
+        text = next((entry[k] for k in CAPTION_KEYS if isinstance(entry.get(k), str)), None)
+        if text is None:
+            faults.append(f"{file.name} line {number} has none of {', '.join(CAPTION_KEYS)}")
+            text = ""
+        captions[entry["file_name"]] = text
+    return captions
+
+
+def _check(picture: Captioned, faults: list[str]) -> None:
+    """Reads the header only."""
+    try:
+        with Image.open(picture.path):
+            pass
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
+        faults.append(f"{picture.path.name} is not a picture")

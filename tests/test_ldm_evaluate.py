@@ -1,0 +1,215 @@
+"""The measures where their answer is known, the classifier, and the whole command on small stand-ins."""
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, models
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    PreTrainedTokenizerFast,
+)
+
+import ldm
+from ldm.captions import Drawing
+from ldm.classifier import FEATURES, load_judge, to_images, top_shares
+from ldm.data import save_pack
+from ldm.evaluate import EvaluateConfig, main, prompts_of, table
+from ldm.metrics import (
+    clip_score,
+    frechet_distance,
+    inception_features,
+    kernel_distance,
+    precision_recall,
+    smallest_difference,
+)
+from ldm.train import ClassifierConfig
+from ldm.train import main as train
+from sr3.loop import LoopConfig
+
+RNG = np.random.default_rng
+
+
+def test_frechet_distance_of_two_gaussians():
+    """|Δμ|² + Σ (σ₁ − σ₂)² along each axis, where both are aligned; 0 of a set with itself."""
+    deviations, shift = np.array([1.0, 2.0, 0.5]), np.array([1.0, 0.0, -2.0])
+    a = RNG(0).normal(size=(100_000, 3)) * deviations
+    b = RNG(1).normal(size=(100_000, 3)) * (deviations + 1) + shift
+    assert frechet_distance(a, b) == pytest.approx(5 + 3, rel=0.02)
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
+    turn = np.linalg.qr(RNG(2).normal(size=(3, 3)))[0]
+    assert frechet_distance(a @ turn, b @ turn) == pytest.approx(frechet_distance(a, b), rel=1e-6)
+
+
+def test_kernel_distance_is_unbiased():
+    pairs = [(RNG(i).normal(size=(200, 4)), RNG(99 - i).normal(size=(200, 4))) for i in range(20)]
+    values = [kernel_distance(a, b, RNG(0)) for a, b in pairs]
+    assert abs(np.mean(values)) < 3 * np.std(values) / 20**0.5
+
+
+def test_kernel_distance_of_two_gaussians():
+    """In one dimension the features of (xy + 1)³ are √3 x, √3 x² and x³: their means differ by those of N(m, 1) and
+    N(0, 1), which are m, m² and m³ + 3m."""
+    m = 0.7
+    a, b = RNG(0).normal(size=(20_000, 1)), RNG(1).normal(size=(20_000, 1)) + m
+    expected = 3 * m**2 + 3 * m**4 + (m**3 + 3 * m) ** 2
+    assert kernel_distance(a, b, RNG(0), subsets=20) == pytest.approx(expected, rel=0.15)
+
+
+def test_precision_and_recall_of_known_sets():
+    square = RNG(0).uniform(size=(400, 2))
+    half = RNG(1).uniform(size=(400, 2)) * [0.5, 1]
+    precision, recall = precision_recall(square, half)
+    assert precision > 0.85 and 0.45 < recall < 0.62
+    assert precision_recall(square, square) == (1.0, 1.0)
+    assert precision_recall(square, square + 10) == (0.0, 0.0)
+    # One made point far out, with its neighbours far away, has a ball that holds everything: recall, not precision.
+    line = np.array([[0.0], [1], [2], [3], [100]])
+    assert precision_recall(line[:4], line + 0.0, k=3) == (0.8, 1.0)
+
+
+def test_measures_refuse_what_they_cannot_compare():
+    with pytest.raises(ValueError, match=r"\(4, 3\) and \(4, 2\)"):
+        frechet_distance(np.zeros((4, 3)), np.zeros((4, 2)))
+    with pytest.raises(ValueError, match="at least 4"):
+        precision_recall(np.zeros((3, 2)), np.zeros((9, 2)))
+
+
+def test_the_closest_two_pictures():
+    pictures = RNG(0).integers(0, 256, (5, 8, 8, 3)).astype(np.uint8)
+    assert smallest_difference(pictures) > 60
+    pictures[3] = np.clip(pictures[1].astype(int) + 2, 0, 255)
+    assert 1.5 < smallest_difference(pictures) <= 2
+
+
+def test_shares_among_the_first():
+    scores = np.array([[3.0, 2, 1], [1, 2, 3], [2, 3, 1]])
+    assert top_shares(scores, np.array([0, 0, 0]), (1, 2, 3)) == pytest.approx((1 / 3, 2 / 3, 1))
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory) -> Path:
+    """Plain squares of three colours in three styles; each name's last style is held out."""
+    path = tmp_path_factory.mktemp("pack") / "drawings.safetensors"
+    colours = {"red card": (220, 20, 20), "green card": (20, 200, 20), "blue card": (20, 20, 220)}
+    pictures, records = [], []
+    for name, colour in colours.items():
+        for style, inset in (("noto", 4), ("twemoji", 10), ("openmoji", 16)):
+            picture = np.zeros((64, 64, 4), np.uint8)
+            picture[inset:-inset, inset:-inset] = (*colour, 255)
+            pictures.append(picture)
+            records.append(Drawing(name, style, everyday=True, held_out=style == "openmoji"))
+    save_pack(path, np.stack(pictures), records, [])
+    return path
+
+
+@pytest.fixture(scope="module")
+def judged(pack, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("judge")
+    loop = LoopConfig(steps=40, batch_size=8, warmup=5, learning_rate=2e-3, device="cpu", save_every=100)
+    train(ClassifierConfig(pack, out, loop=loop))
+    return out
+
+
+def test_the_classifier_learns_names_and_recognises_what_was_kept_out(pack, judged):
+    judge = load_judge(judged)
+    assert judge.names == ("blue card", "green card", "red card") and judge.size == 64
+    plain = np.full((2, 128, 128, 3), 255, np.uint8)
+    plain[0, 32:-32, 32:-32], plain[1, 32:-32, 32:-32] = (20, 20, 220), (220, 20, 20)  # larger: reduced by area
+    features, scores = judge(plain)
+    assert features.shape == (2, FEATURES) and scores.argmax(1).tolist() == [0, 2]
+
+
+def test_a_judge_that_is_none_is_named(tmp_path):
+    with pytest.raises(ValueError, match="train classifier makes one"):
+        load_judge(tmp_path)
+    (tmp_path / "classifier.safetensors").write_bytes(b"x")
+    with pytest.raises(ValueError, match="no classifier of drawings"):
+        load_judge(tmp_path)
+
+
+def test_prompts_come_with_pictures_of_what_they_say():
+    records = [Drawing("apple", "noto"), Drawing("pear", "noto")]
+    pictures = RNG(0).integers(0, 256, (2, 16, 16, 4), np.uint8)
+    found = prompts_of(pictures, records, [0, 1], 5, seed=0)
+    assert all(n in t for n, t in zip(found.names, found.texts, strict=True)) and found.pairs == 2
+    assert found.names[:2] in (("apple", "pear"), ("pear", "apple")) and found.pictures[0].shape == (16, 16, 3)
+    assert found.texts == prompts_of(pictures, records, [0, 1], 5, seed=0).texts
+
+
+def test_the_whole_command_on_a_pack(pack, judged, tmp_path, capsys):
+    options = {"prompts": 4, "steps": (1, 2), "schedulers": ("DDIM",), "diversity": 1, "device": "cpu"}
+    config = EvaluateConfig(pack, judged, **options, out=tmp_path / "r.json", sheet=tmp_path / "s.png")
+    assert main(config) == 0
+    results = json.loads((tmp_path / "r.json").read_text())
+    assert list(results) == ["DDIM, 1 steps", "DDIM, 2 steps"]
+    values = results["DDIM, 2 steps"]
+    assert values["held-out n"] == 4 and values["held-out pairs"] == 3 and values["seen pairs"] == 4
+    assert values["prompts with ten different pictures"] == 1.0 and values["judge's FID"] > 0
+    assert capsys.readouterr().out.count("|") > 30
+    assert main(EvaluateConfig()) == 2 and "either --pack" in capsys.readouterr().err
+    assert main(EvaluateConfig(pack, judged, schedulers=("foo",), device="cpu")) == 2
+    assert "'foo'" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> Path:
+    """A tiny CLIP with random weights."""
+    folder = tmp_path_factory.mktemp("clip")
+    torch.manual_seed(0)
+    text = CLIPTextConfig(vocab_size=40, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+                          num_attention_heads=2, max_position_embeddings=16, eos_token_id=1)  # fmt: skip
+    vision = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=16
+    )
+    sizes = {"text_config": text.to_dict(), "vision_config": vision.to_dict(), "projection_dim": 8}
+    CLIPModel(CLIPConfig(**sizes)).save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    words = {"<s>": 0, "</s>": 1, "red": 2, "blue": 3}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<s>"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="</s>", eos_token="</s>").save_pretrained(folder)
+    return folder
+
+
+def test_clip_scores_are_cosines_of_the_real_library(clip):
+    pictures = RNG(0).integers(0, 256, (5, 40, 40, 3), np.uint8)
+    scores = [clip_score([p], ["red"], str(clip)) for p in pictures]
+    assert all(0 <= s <= 100 for s in scores) and len(set(scores)) > 1
+    assert clip_score(list(pictures), ["red"] * 5, str(clip), batch=2) == pytest.approx(np.mean(scores), abs=1e-3)
+    with pytest.raises(ValueError, match="no CLIP model"):
+        clip_score([], [], "nobody/nothing")
+
+
+def test_any_model_against_a_folder_of_captioned_pictures(clip, tmp_path, capsys):
+    for i in range(4):
+        Image.fromarray(RNG(i).integers(0, 256, (50, 50, 3), np.uint8)).save(tmp_path / f"{i}.png")
+        (tmp_path / f"{i}.txt").write_text("red")
+    config = EvaluateConfig(reference=tmp_path, model=str(ldm.BUNDLED), clip=str(clip), steps=(1,), diversity=0)
+    assert main(config) == 0
+    assert "CLIP score" in capsys.readouterr().out
+
+
+def test_inception_weights_must_be_local_and_only_tensors(tmp_path):
+    with pytest.raises(ValueError, match="does not exist"):
+        inception_features([], tmp_path / "none.pth")
+    (tmp_path / "bad.pth").write_bytes(pickle.dumps(print))
+    with pytest.raises(ValueError, match="holds more than tensors"):
+        inception_features([], tmp_path / "bad.pth")
+
+
+def test_tables_have_a_column_for_each_sampler():
+    text = table({"a": {"FID": 1.0, "KID": 2.0}, "b": {"FID": 3.0, "KID": 4.0}})
+    assert text.splitlines()[0] == "| | a | b |" and text.splitlines()[2] == "| FID | 1 | 3 |"
+
+
+def test_images_are_scaled_to_the_range_of_the_network():
+    images = to_images(np.full((1, 8, 8, 3), 255, np.uint8), 4)
+    assert images.shape == (1, 3, 4, 4) and float(images.max()) == 1.0

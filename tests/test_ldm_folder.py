@@ -1,0 +1,61 @@
+"""Folders of captioned pictures: both layouts, and every fault named."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ldm.folder import read_captioned
+
+
+def picture(path, colour=(200, 30, 30, 255)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGBA", (20, 10), colour).save(path)
+
+
+def test_captions_beside_the_pictures(tmp_path):
+    picture(tmp_path / "b.png")
+    picture(tmp_path / "deep" / "a.png", (0, 0, 0, 0))
+    (tmp_path / "b.txt").write_text("﻿a red\n card \n", encoding="utf-8")
+    (tmp_path / "deep" / "a.caption").write_text("白色", encoding="utf-8")
+    found = read_captioned(tmp_path)
+    assert [(f.path.name, f.caption) for f in found] == [("b.png", "a red card"), ("a.png", "白色")]
+    assert np.asarray(found[0].open())[0, 0].tolist() == [200, 30, 30]
+    assert np.asarray(found[1].open()).min() == 255  # what is transparent is white
+
+
+def test_metadata_lines(tmp_path):
+    picture(tmp_path / "a.png")
+    picture(tmp_path / "sub" / "b.png")
+    lines = [{"file_name": "a.png", "text": "one"}, {"file_name": "sub/b.png", "caption": "two"}]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert [f.caption for f in read_captioned(tmp_path)] == ["one", "two"]
+
+
+def test_every_fault_is_named(tmp_path):
+    with pytest.raises(ValueError, match="has no pictures"):
+        read_captioned(tmp_path)
+    with pytest.raises(ValueError, match="is not a folder"):
+        read_captioned(tmp_path / "none")
+    for name in ("a", "b", "c"):
+        picture(tmp_path / f"{name}.png")
+    (tmp_path / "a.txt").write_text("fine")
+    (tmp_path / "b.txt").write_text("  ")
+    with pytest.raises(ValueError, match=r"b\.png has an empty caption; c\.png has no caption"):
+        read_captioned(tmp_path)
+    (tmp_path / "c.txt").write_bytes(b"\xff\xfe\x00x")
+    (tmp_path / "b.txt").write_text("fine")
+    with pytest.raises(ValueError, match=r"c\.txt is not UTF-8"):
+        read_captioned(tmp_path)
+    lines = ['{"file_name": "a.png", "text": "x"}', "nonsense", '{"file_name": "d.png", "text": "x"}', '{"text": 1}']
+    (tmp_path / "metadata.jsonl").write_text("\n".join([*lines, '{"file_name": "b.png"}']))
+    with pytest.raises(ValueError, match=r"line 2 is not JSON.*line 4 has no file_name.*line 5 has none of text.*more"):
+        read_captioned(tmp_path)
+
+
+def test_what_is_no_picture_is_named(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"text")
+    (tmp_path / "a.txt").write_text("fine")
+    with pytest.raises(ValueError, match=r"a\.png is not a picture"):
+        read_captioned(tmp_path)

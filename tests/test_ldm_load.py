@@ -1,0 +1,153 @@
+"""Any family of diffusers through `ldm.load` and the service's cascade; what is refused, and memory."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import ldm
+import sr3
+from ldm.loading import ModelError, load
+from ldm.memory import GIB, check_memory, count_numbers, free_memory, part_sizes
+from ldm.preview import preview
+from ldm.schedulers import accepted, with_scheduler
+from service.cascade import DiffusersCascade, GenerateRequest, Progress
+from service.settings import Settings
+from tests.ldm_families import FAMILIES, build
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("families")
+    for name in FAMILIES:
+        build(name).save_pretrained(root / name)
+    return {name: root / name for name in FAMILIES}
+
+
+@pytest.fixture(scope="module")
+def enlarger():
+    return sr3.load(device="cpu")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_runs_the_whole_cascade(name, folders, enlarger):
+    base = load(folders[name], "cpu", vae_tiling=True, attention_slicing=name.startswith("stable_diffusion"))
+    cascade = DiffusersCascade(base, enlarger, Settings(base_model=str(folders[name])))
+    seen: list[Progress] = []
+    upscale = 1 if name in ("pixart_sigma", "sana") else 4  # theirs are 256 and 512 pixels wide, however small they are
+    made = cascade.generate(GenerateRequest("a red apple", seed=3, upscale=upscale, steps=2, sr_steps=0), seen.append)
+    width, height = made.used.base_size
+    assert made.image.shape == (upscale * height, upscale * width, 3) and made.image.dtype == np.uint8
+    first, again, other = (cascade.generate(GenerateRequest("a cat", s, upscale=1, steps=2)).image for s in (3, 3, 4))
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+    if name != "pixart_sigma":  # whose pipeline tells nobody of its steps
+        assert Progress("base", 2, 2) in seen
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_takes_its_schedulers_and_shows_previews(name, folders):
+    shared = load(folders[name], "cpu")
+    for scheduler in accepted(shared):
+        shown = []
+
+        def tell(pipeline, step, timestep, values, shown=shown):
+            shown.append(preview(pipeline, values["latents"]))
+            return values
+
+        listens = {} if name == "pixart_sigma" else {"callback_on_step_end": tell}
+        pipeline = with_scheduler(shared, scheduler)
+        draw = torch.Generator().manual_seed(0)
+        image = pipeline("a cat", num_inference_steps=2, generator=draw, output_type="np", **listens).images
+        assert np.isfinite(image).all(), scheduler
+        if listens:
+            assert len(shown) >= 2 and shown[-1].shape[0] == 1 and shown[-1].shape[3] == 3
+        else:
+            assert pipeline.scheduler.last_estimate.isfinite().all()
+
+
+def test_pickled_weights_are_refused(folders, tmp_path):
+    folder = copied(folders["stable_diffusion"], tmp_path)
+    for part, name in (("unet", "diffusion_pytorch_model"), ("text_encoder", "pytorch_model")):
+        (file,) = (folder / part).glob("*.safetensors")
+        tensors = load_file(file)
+        torch.save(
+            tensors, folder / part / f"{name.replace('model', 'model' if part == 'unet' else 'pytorch_model')}.bin"
+        )
+        file.unlink()
+        with pytest.raises(ModelError, match="cannot be loaded"):
+            load(folder, "cpu")
+        save_file(tensors, file, metadata={"format": "pt"})
+    load(folder, "cpu")
+
+
+def copied(folder: Path, to: Path) -> Path:
+    return Path(shutil.copytree(folder, to / folder.name))
+
+
+def test_nothing_is_downloaded_by_default():
+    with pytest.raises(ModelError, match="nobody/nothing cannot be loaded"):
+        load("nobody/nothing", "cpu")
+
+
+def test_a_model_that_does_not_fit_is_refused_before_it_is_read(folders, tmp_path):
+    with pytest.raises(
+        ModelError, match=r"its weights take 0\.0 GiB as float32 \(\w+ 0\.0\) and cpu has 0\.0 GiB free"
+    ):
+        load(folders["flux"], "cpu", free=lambda device: 1000)
+    load(folders["flux"], "cpu", free=lambda device: 100 * 2**20)
+    # A large model in headers alone: 12 billion numbers of transformer, 4.7 of T5, as Flux has.
+    big = tmp_path / "big"
+    for part, numbers in (("transformer", 12_000_000_000), ("text_encoder_2", 4_700_000_000)):
+        (big / part).mkdir(parents=True)
+        header = json.dumps({"w": {"dtype": "BF16", "shape": [numbers], "data_offsets": [0, 2 * numbers]}}).encode()
+        file = big / part / "model.safetensors"
+        file.write_bytes(len(header).to_bytes(8, "little") + header)
+        (big / part / "model.fp16.safetensors").write_bytes(file.read_bytes())
+    parts = {
+        "transformer": ["diffusers", "FluxTransformer2DModel"],
+        "text_encoder_2": ["transformers", "T5EncoderModel"],
+    }
+    (big / "model_index.json").write_text(
+        json.dumps({"_class_name": "FluxPipeline", **parts, "safety_checker": [None, None]})
+    )
+    assert part_sizes(big, torch.bfloat16) == {"transformer": 24_000_000_000, "text_encoder_2": 9_400_000_000}
+    room = {"cuda": 24 * GIB, "cpu": 64 * GIB}
+    card, bf16 = torch.device("cuda"), torch.bfloat16
+
+    def check(dtype: torch.dtype, offload: str) -> None:
+        check_memory(big, dtype, card, offload, lambda device: room[device.type])
+
+    with pytest.raises(
+        ValueError, match=r"31\.1 GiB as bfloat16 \(transformer 22\.4\) and cuda has 24\.0.*use offload, a sm"
+    ):
+        check(bf16, "none")
+    check(bf16, "model")
+    with pytest.raises(
+        ValueError, match=r"44\.7 GiB as float32 .*cuda has 24\.0 .*use a narrower dtype than float32, a"
+    ):
+        check(torch.float32, "model")
+    check(torch.float32, "sequential")
+    room["cpu"] = 16 * GIB
+    with pytest.raises(ValueError, match=r"31\.1 GiB .* cpu has 16\.0"):
+        check(bf16, "sequential")
+
+
+def test_settings_that_cannot_be_are_named(folders):
+    with pytest.raises(ModelError, match=r"offload is 'some'; it must be one of none, model, sequential"):
+        load(folders["flux"], "cpu", offload="some")
+    with pytest.raises(ModelError, match="needs an accelerator"):
+        load(folders["flux"], "cpu", offload="model")
+
+
+def test_headers_are_counted_and_other_files_named(tmp_path):
+    save_file({"a": torch.zeros(3, 5), "b": torch.zeros(())}, tmp_path / "x.safetensors")
+    assert count_numbers(tmp_path / "x.safetensors") == 16
+    (tmp_path / "y.safetensors").write_bytes(b"not one of them")
+    with pytest.raises(ValueError, match="not a safetensors file"):
+        count_numbers(tmp_path / "y.safetensors")
+    assert 10 * 2**20 < free_memory(torch.device("cpu")) < 2**50
+    assert sum(part_sizes(ldm.BUNDLED, torch.float32).values()) > 30e6
