@@ -60,15 +60,15 @@ class Plan:
         if self.region is None and self.tiling.size > SMALLEST_TILE:
             return whole(max(self.tiling.size // 2, SMALLEST_TILE))
         sizes = [size for size in REGIONS if self.region is None or size < self.region.size]
-        return in_regions(sizes[0]) if sizes else None
+        return in_regions(sizes[0], SMALLEST_TILE) if sizes else None
 
 
 def whole(tile: int) -> Plan:
     return Plan(Tiling(tile, min(TILE_OVERLAP, (tile - 1) // 2)))
 
 
-def in_regions(size: int) -> Plan:
-    return Plan(whole(min(size, TILE)).tiling, Tiling(size, min(REGION_OVERLAP, size // 2 - 8)))
+def in_regions(size: int, tile: int = TILE) -> Plan:
+    return Plan(whole(min(size, tile)).tiling, Tiling(size, min(REGION_OVERLAP, size // 2 - 8)))
 
 
 def plan(height: int, width: int, each: Cost, budget: int) -> Plan:

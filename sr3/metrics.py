@@ -70,12 +70,23 @@ def _halved(plane: np.ndarray) -> np.ndarray:
 
 def consistency(low_res: np.ndarray, high_res: np.ndarray) -> float:
     """SR3's consistency (arXiv 2104.07636, section 4): mean squared error, × 1e-5 in units of [0, 1], between the
-    input and the antialiased bicubic reduction of the output. Lower is better."""
+    input and the antialiased bicubic reduction of the output, whatever its factor. Lower is better.
+
+    Both uint8 or uint16 of (H, W, C); with transparency (C of 2 or 4) colours are premultiplied."""
     from degradation.resize import resize
 
     height, width = low_res.shape[:2]
-    small = resize(high_res.astype(np.float32) / 255, height, width, "bicubic")
-    return float(np.mean((small - low_res.astype(np.float32) / 255) ** 2) * 1e5)
+    small = resize(_premultiplied(high_res), height, width, "bicubic")
+    return float(np.mean((small - _premultiplied(low_res)) ** 2) * 1e5)
+
+
+def _premultiplied(pixels: np.ndarray) -> np.ndarray:
+    """float32 in [0, 1]."""
+    values = pixels.astype(np.float32)
+    values /= np.iinfo(pixels.dtype).max
+    if pixels.shape[2] in (2, 4):
+        values[..., :-1] *= values[..., -1:]
+    return values
 
 
 def ssimulacra2(original: np.ndarray, picture: np.ndarray) -> float:

@@ -68,7 +68,7 @@ def project(
     """Back-projection (Irani and Peleg, CVGIP 53(3), 1991): add what the reduction of `high_res` misses of
     `low_res`, `times` times. Both in [-1, 1]."""
     for _ in range(times):
-        high_res = (high_res + enlarge(low_res - reduce(high_res))).clamp(-1, 1)
+        high_res = (high_res + enlarge(low_res - reduce(high_res))).clamp_(-1, 1)
     return high_res
 
 
