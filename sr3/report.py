@@ -12,11 +12,13 @@ import numpy as np
 Result = TypeVar("Result")
 LABEL = 22  # pixels of height
 MOST_ROWS = 24
+ORDER = ("PSNR", "SSIM", "MS-SSIM", "SSIMULACRA 2", "NIQE", "consistency", "colour shift", "s/MP", "peak MB")
 
 
 def table(results: Mapping[str, Mapping[str, float]]) -> str:
     """Measures by upscaler as a Markdown table; a measure that nobody has is left out, one that is missing a dash."""
-    measures = list(dict.fromkeys(m for values in results.values() for m in values))
+    found = {m for values in results.values() for m in values}
+    measures = [m for m in ORDER if m in found] + sorted(found - {*ORDER})
     lines = ["| | " + " | ".join(measures) + " |", "|---" * (len(measures) + 1) + "|"]
     for name, values in results.items():
         cells = [f"{values[m]:.3f}" if math.isfinite(values.get(m, math.nan)) else "–" for m in measures]

@@ -93,14 +93,11 @@ def main() -> None:
     print("| | seconds | MP/s | kFLOP per output pixel | share of peak | times as fast as Real-ESRGAN in float32 |")
     print("|---|---|---|---|---|---|")
     pixels = (4 * SIDE) ** 2
-    reference = (
-        statistics.median(took["realesrgan, torch, torch.float32"])
-        if "realesrgan, torch, torch.float32" in took
-        else float("nan")
-    )
+    plain = "realesrgan, torch, torch.float32"
+    reference = statistics.median(took[plain]) if plain in took else float("nan")
     for name, values in took.items():
         middle = statistics.median(values)
-        work = flops[name] or flops.get("realesrgan, torch, torch.float32", 0)
+        work = flops[name] or flops.get(plain, 0)
         share = f"{work / pixels / 1e3:.1f} | {work / middle / highest:.0%}"
         print(f"| {name} | {middle:.3f} | {pixels / middle / 1e6:.2f} | {share} | {reference / middle:.1f} |")
 
