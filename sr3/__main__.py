@@ -1,15 +1,17 @@
 """Enlarge pictures: `python -m sr3 photo.jpg -o big.png`."""
 
+import itertools
 import secrets
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
-from sr3.images import ImageError, encode, format_of, read, write
+from sr3 import memory
+from sr3.images import ImageError, Picture, encode, format_of, read, write
 
 
 @dataclass(frozen=True)
@@ -20,8 +22,8 @@ class Options:
     """The file to write: PNG, JPEG, WebP or TIFF. By default IMAGE_x4.png beside the picture."""
     factor: int = 4
     """4 or 16."""
-    steps: int = 4
-    """0 gives the faithful picture; more add texture."""
+    steps: int | Literal["auto"] = 4
+    """0 gives the faithful picture; more add texture; auto chooses by size and device."""
     seed: int | None = None
     """The same seed gives the same picture. Drawn and reported if not given."""
     scheduler: str | None = None
@@ -35,8 +37,16 @@ class Options:
     """A pipeline directory, in place of the bundled weights."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
+    samples: int = 1
+    """How many pictures to draw for --uncertainty; the first is the one written."""
+    uncertainty: Path | None = None
+    """Write here, as a grey picture, how much each pixel differs between the samples: white is a standard deviation
+    of 32 levels of 255 or more."""
     tile: int = 256
     """Pixels on a side of the tiles that a large picture is worked on in; smaller takes less memory."""
+    max_memory: str | None = None
+    """At most so much memory (3GB, 900MiB) for the whole program, on a GPU for its tensors; the tiles are then chosen
+    to fit, and a large picture is worked on region by region."""
     quality: int = 95
     """Of JPEG and WebP."""
 
@@ -45,8 +55,14 @@ def check(options: Options) -> Path:
     """The file to write. Raises ValueError for options that no picture could be made with."""
     if options.factor not in (4, 16):
         raise ValueError(f"--factor is {options.factor}; it must be 4 or 16")
-    if not 0 <= options.steps <= 1000:
-        raise ValueError(f"--steps is {options.steps}; it must be between 0 and 1000")
+    if options.steps != "auto" and not 0 <= options.steps <= 1000:
+        raise ValueError(f"--steps is {options.steps}; it must be auto, or between 0 and 1000")
+    if (options.samples > 1) != (options.uncertainty is not None) or not 1 <= options.samples <= 100:
+        raise ValueError(f"--samples is {options.samples}; with --uncertainty it must be 2 to 100, else 1")
+    if options.uncertainty and (options.steps == 0 or not options.uncertainty.parent.is_dir()):
+        raise ValueError(f"--uncertainty {options.uncertainty} needs a folder that exists, and --steps of 1 or more")
+    if options.uncertainty:
+        format_of(options.uncertainty)
     if not 0 <= options.aug_level < 1:
         raise ValueError(f"--aug-level is {options.aug_level}; it must be at least 0 and less than 1")
     if options.consistency is not None and not 0 <= options.consistency <= 100:
@@ -65,12 +81,14 @@ def check(options: Options) -> Path:
 def run(options: Options) -> None:
     """Read, enlarge, write; one line at the end says what was done."""
     out = check(options)
+    most = memory.parse_size(options.max_memory) if options.max_memory else None
     picture = read(options.image)
     height, width, _ = picture.pixels.shape
     from diffusers.utils.logging import disable_progress_bar
     from tqdm import tqdm
 
-    from sr3.enlarge import enlarge
+    from sr3.enlarge import auto_steps, enlarge, spread
+    from sr3.metrics import consistency
     from sr3.pipeline import load
     from sr3.schedulers import with_scheduler
     from sr3.tiling import Tiling
@@ -81,15 +99,26 @@ def run(options: Options) -> None:
     pipeline = load(options.model, options.device)
     if options.scheduler:
         pipeline = with_scheduler(pipeline, options.scheduler)
+    auto = auto_steps(height, width, options.factor, pipeline.device.type)
+    steps = max(auto, int(options.samples > 1)) if options.steps == "auto" else options.steps
     encode(type(picture)(picture.pixels[:1, :1]), format_of(out))  # can this format hold such a picture?
     started = time.perf_counter()
     with tqdm(unit="tile", delay=2, leave=False) as bar:
-        settings = (options.factor, options.steps, seed, options.aug_level, options.consistency)
-        large = enlarge(pipeline, picture, *settings, tiling, bar.update)
-    write(large, out, options.quality, {"sr3": f"steps {options.steps}, seed {seed}, factor {options.factor}"})
+
+        def draw(seed: int) -> Picture:
+            settings = (options.factor, steps, seed, options.aug_level, options.consistency, tiling, bar.update, most)
+            return enlarge(pipeline, picture, *settings)
+
+        large = draw(seed)
+        if options.uncertainty:
+            others = (draw((seed + i) % 2**63).pixels for i in range(1, options.samples))
+            grey = spread(itertools.chain([large.pixels], others))
+            write(Picture(grey), options.uncertainty, options.quality, {"sr3": f"{options.samples} samples"})
+    write(large, out, options.quality, {"sr3": f"steps {steps}, seed {seed}, factor {options.factor}"})
     tall, wide = large.pixels.shape[:2]
-    seconds = time.perf_counter() - started
-    print(f"{out}: {width}x{height} to {wide}x{tall}, steps {options.steps}, seed {seed}, {seconds:.1f} s")
+    done = f"{out}: {width}x{height} to {wide}x{tall}, steps {steps}, seed {seed}"
+    kept = f"consistency {consistency(picture.pixels, large.pixels):.2f}"
+    print(f"{done}, {kept}, {time.perf_counter() - started:.1f} s")
 
 
 def main() -> int:

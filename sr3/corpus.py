@@ -27,6 +27,7 @@ LICENCES = {
     "lomiri-wallpapers-20.04": "CC-BY-SA-4.0",
     "ukui-wallpapers": "CC-BY-SA-4.0",
     "gnome-backgrounds": "CC-BY-SA-3.0",
+    "mypaint-data-extras": "GPL-2.0-or-later",  # papers and canvases: textures
     "tuxpaint-stamps-default": "GPL-2.0-or-later",
 }
 SMALLEST_TEXTURE = 0.5

@@ -1,6 +1,6 @@
 """Enlarging a picture as its file holds it: grey stays grey, transparency and sixteen bits stay."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -12,6 +12,9 @@ from sr3.tiling import Tiling
 
 FACTORS = (4, 16)
 SECOND_PASS_AUG_LEVEL = 0.05
+# Enlarged megapixels up to which --steps auto takes so many steps: about a minute on two cores, seconds on a GPU.
+AUTO_STEPS = {"cpu": ((4, 4), (10, 2), (20, 1)), "gpu": ((64, 4), (256, 2), (1024, 1))}
+WHITE = 32  # levels of 255: the standard deviation that is white in a map of uncertainty
 
 
 def enlarge_pixels(
@@ -23,6 +26,7 @@ def enlarge_pixels(
     consistency: int | None = None,
     tiling: Tiling | None = None,
     on_tile: Callable[[], None] = lambda: None,
+    max_memory: int | None = None,
 ) -> np.ndarray:
     """Pixels (H, W, C) as `Picture` holds them, enlarged four times.
 
@@ -48,6 +52,7 @@ def enlarge_pixels(
             output_type="pt",
             tiling=tiling,
             on_tile=on_tile,
+            max_memory=max_memory,
         ).images
 
     result = run(three, steps)
@@ -72,6 +77,7 @@ def enlarge(
     consistency: int | None = None,
     tiling: Tiling | None = None,
     on_tile: Callable[[], None] = lambda: None,
+    max_memory: int | None = None,
 ) -> Picture:
     """A picture enlarged 4 or 16 times, with its colour profile and EXIF. The same seed gives the same pixels.
 
@@ -83,5 +89,32 @@ def enlarge(
     for index, child in enumerate(np.random.SeedSequence(seed).spawn(1 if factor == SCALE else 2)):
         generator = torch.Generator().manual_seed(int(child.generate_state(1, np.uint64)[0]))
         level = aug_level if index == 0 else max(aug_level, SECOND_PASS_AUG_LEVEL)
-        pixels = enlarge_pixels(pipeline, pixels, steps, generator, level, consistency, tiling, on_tile)
+        pixels = enlarge_pixels(pipeline, pixels, steps, generator, level, consistency, tiling, on_tile, max_memory)
     return with_pixels(picture, pixels)
+
+
+def auto_steps(height: int, width: int, factor: int, device: str) -> int:
+    """How many steps are worth their time for a picture of height x width on a device of this type: 4, 2, 1 or 0."""
+    megapixels = height * width * factor**2 / 1e6
+    limits = AUTO_STEPS["cpu" if device == "cpu" else "gpu"]
+    return next((steps for most, steps in limits if megapixels <= most), 0)
+
+
+def spread(pictures: Iterable[np.ndarray]) -> np.ndarray:
+    """Standard deviation of each pixel over two pictures or more, uint8 or uint16 (H, W, C) of one size, as a grey
+    picture uint8 (H, W, 1): the root of the mean variance over the channels, 255 for `WHITE` levels of 255 and more.
+
+    One picture is held at a time (Welford, Technometrics 4(3), 1962).
+    """
+    count, top = 0, 255
+    mean: np.ndarray = np.zeros(1, np.float32)
+    squares: np.ndarray = np.zeros(1, np.float32)
+    for pixels in pictures:
+        count, top = count + 1, np.iinfo(pixels.dtype).max
+        change = pixels.astype(np.float32) - mean
+        mean = mean + change / count
+        squares = squares + change * (pixels - mean)
+    if count < 2:
+        raise ValueError(f"{count} pictures have no spread; it takes 2 or more")
+    deviation = np.sqrt(np.mean(squares, axis=2, keepdims=True) / (count - 1)) * (255 / top)
+    return np.round(np.minimum(deviation * (255 / WHITE), 255)).astype(np.uint8)

@@ -1,38 +1,50 @@
-"""Measure a model on held-out pictures: `python -m sr3.evaluate --data FOLDER [--degradation bsr-light]`."""
+"""Measure a model and its peers on held-out pictures: `python -m sr3.evaluate --data FOLDER --peers bicubic`."""
 
 import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 import torch
 
 from degradation import PRESETS, crop_to_multiple, degrade
-from sr3.images import ImageError, read, read_folder, to_tensor, to_uint8
-from sr3.metrics import consistency, psnr, ssim, ssimulacra2
-from sr3.model import SCALE, upsample
-from sr3.pipeline import SR3Pipeline, load
+from sr3 import reference
+from sr3.images import ImageError, read, read_folder
+from sr3.metrics import consistency, ms_ssim, psnr, ssim, ssimulacra2
+from sr3.model import SCALE
+from sr3.peers import Upscaler, peer
+from sr3.pipeline import CONSISTENCY, SR3Pipeline, load
+from sr3.report import peak_memory, table, write_sheet
 from sr3.schedulers import with_scheduler
 
-Upscaler = Callable[[np.ndarray], np.ndarray]
-MEASURES = ("PSNR", "SSIM", "SSIMULACRA 2", "consistency", "colour shift", "s/MP")
+SMALLEST_NIQE = 2 * 96 + 2 * SCALE  # two of its blocks
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
     data: Path
     """A folder of originals."""
+    low_res: Path | None = None
+    """A folder of their low-resolution versions, named like them (an ending x4 may be added), in place of a
+    degradation."""
     degradation: str = "bicubic"
     """bicubic, bsr-light, bsr or bsr-plus."""
     steps: tuple[int, ...] = (0, 4)
+    peers: tuple[str, ...] = ("bicubic",)
+    """bicubic, lanczos, encoder (no step, no projection), realesrgan (x4plus, through ncnn), realesrgan-torch, a
+    .safetensors file that spandrel loads, the folder of a diffusers upscaler."""
     schedulers: tuple[str, ...] = ()
     """Compare these at each number of steps, in place of the model's own."""
     model: Path | None = None
     """A pipeline directory, in place of the bundled weights."""
+    consistency: int | None = None
+    """How many times SR3's results are projected: if not given 2 for bicubic input, else 0."""
+    aug_level: float = 0.0
     device: str = "auto"
     limit: int | None = None
     """Only the first so many pictures."""
@@ -42,115 +54,159 @@ class EvaluateConfig:
     """Only pictures whose file name contains this."""
     seed: int = 0
     sheet: Path | None = None
-    """Write crops side by side here: original, low_res, bicubic, and each number of steps."""
+    """Write crops side by side here, labelled: the original, low_res, each peer and each number of steps."""
     out: Path | None = None
-    """Write the table as JSON here."""
+    """Write the table, each picture's values and the settings as JSON here."""
+    markdown: Path | None = None
+    """Write the table as Markdown here."""
 
 
-def bicubic(low_res: np.ndarray) -> np.ndarray:
-    """uint8 (h, w, 3) to (4h, 4w, 3)."""
-    return to_uint8(upsample(to_tensor(low_res)))[0]
+class Pair(NamedTuple):
+    name: str
+    low_res: np.ndarray
+    """uint8 (h, w, 3)."""
+    original: np.ndarray
+    """uint8 (4h, 4w, 3)."""
+
+
+def rgb(path: Path) -> np.ndarray:
+    pixels = read(path).pixels
+    if pixels.dtype != np.uint8 or pixels.shape[2] != 3:
+        raise ImageError(f"{path} is not RGB of 8 bits; originals must be")
+    return pixels
+
+
+def middle(pixels: np.ndarray, side: int) -> np.ndarray:
+    """The middle square of at most `side` pixels on a side."""
+    height, width = (min(n, side) for n in pixels.shape[:2])
+    top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
+    return pixels[top : top + height, left : left + width]
+
+
+def partner(path: Path, folder: Path, found: dict[str, Path]) -> Path:
+    """The low-resolution file of an original, by its name. Raises ImageError without one."""
+    for stem in (path.stem, f"{path.stem}x{SCALE}", f"{path.stem}_x{SCALE}"):
+        if stem in found:
+            return found[stem]
+    raise ImageError(f"{folder} holds no {path.stem} or {path.stem}x{SCALE} for {path.name}")
+
+
+def pairs(config: EvaluateConfig) -> list[Pair]:
+    """low_res and original of each picture. Raises ValueError for an unknown degradation, and ImageError for pairs
+    that do not fit."""
+    if config.degradation not in PRESETS:
+        raise ValueError(f"degradation is {config.degradation!r}; it must be one of {', '.join(PRESETS)}")
+    known = {p.stem: p for p in read_folder(config.low_res)} if config.low_res else {}
+    made = []
+    for index, path in enumerate([p for p in read_folder(config.data) if config.match in p.name][: config.limit]):
+        original = rgb(path)
+        if config.low_res:
+            low_res = rgb(partner(path, config.low_res, known))
+            tall, wide = (SCALE * n for n in low_res.shape[:2])
+            if not (0 <= original.shape[0] - tall < SCALE and 0 <= original.shape[1] - wide < SCALE):
+                raise ImageError(f"{path.name} is {original.shape[:2]}, its low_res {low_res.shape[:2]}: not {SCALE}x")
+            low_res = middle(low_res, config.max_side // SCALE)
+            top, left = (SCALE * ((n // SCALE - m) // 2) for n, m in zip((tall, wide), low_res.shape, strict=False))
+            original = original[top : top + SCALE * low_res.shape[0], left : left + SCALE * low_res.shape[1]]
+        else:
+            original = crop_to_multiple(middle(original, config.max_side), SCALE)
+            rng = np.random.default_rng([config.seed, index])
+            degraded, _ = degrade(original.astype(np.float32) / 255, rng, config.degradation)
+            low_res = np.round(degraded * 255).astype(np.uint8)
+        made.append(Pair(path.name, low_res, original))
+    if not made:
+        raise ValueError(f"no picture in {config.data} has {config.match!r} in its name")
+    return made
 
 
 def upscalers(pipeline: SR3Pipeline, config: EvaluateConfig) -> dict[str, Upscaler]:
     """What is compared, by name."""
+    times = config.consistency
+    if times is None:
+        times = CONSISTENCY if config.degradation == "bicubic" and not config.aug_level else 0
 
     def at(pipeline: SR3Pipeline, steps: int) -> Upscaler:
-        return lambda low_res: pipeline(low_res, steps, torch.Generator().manual_seed(config.seed)).images[0]
+        def run(low_res: np.ndarray) -> np.ndarray:
+            draw = torch.Generator().manual_seed(config.seed)
+            return pipeline(low_res, steps, draw, config.aug_level, times).images[0]
 
-    sampled = {"": pipeline} | {f", {name}": with_scheduler(pipeline, name) for name in config.schedulers}
-    if config.schedulers:
-        del sampled[""]
+        return run
+
+    sampled = {f", {name}": with_scheduler(pipeline, name) for name in config.schedulers} or {"": pipeline}
     named = {f"sr3, {n} steps{name}": at(p, n) for name, p in sampled.items() for n in config.steps}
-    return {"bicubic": bicubic, **named}
+    return {Path(n).name: peer(n, pipeline, config.device, config.seed) for n in config.peers} | named
 
 
-def pairs(config: EvaluateConfig) -> list[tuple[np.ndarray, np.ndarray]]:
-    """low_res and original of each picture, uint8 RGB. Raises ValueError for an unknown degradation."""
-    if config.degradation not in PRESETS:
-        raise ValueError(f"degradation is {config.degradation!r}; it must be one of {', '.join(PRESETS)}")
-    made = []
-    for index, path in enumerate([p for p in read_folder(config.data) if config.match in p.name][: config.limit]):
-        pixels = read(path).pixels
-        if pixels.dtype != np.uint8 or pixels.shape[2] != 3:
-            raise ImageError(f"{path} is not RGB of 8 bits; originals must be")
-        height, width = (min(n, config.max_side) for n in pixels.shape[:2])
-        top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
-        original = crop_to_multiple(pixels[top : top + height, left : left + width], SCALE)
-        rng = np.random.default_rng([config.seed, index])
-        low_res, _ = degrade(original.astype(np.float32) / 255, rng, config.degradation)
-        made.append((np.round(low_res * 255).astype(np.uint8), original))
-    return made
-
-
-def measure(low_res: np.ndarray, original: np.ndarray, result: np.ndarray, seconds: float) -> dict[str, float]:
-    return {
-        "PSNR": psnr(original, result),
-        "SSIM": ssim(original, result),
-        "SSIMULACRA 2": ssimulacra2(original, result),
-        "consistency": consistency(low_res, result),
-        "colour shift": float(np.abs(result.mean((0, 1)) - low_res.mean((0, 1))).max()),
-        "s/MP": seconds / (result.shape[0] * result.shape[1] / 1e6),
+def measures() -> dict[str, Callable[[Pair, np.ndarray], float | None]]:
+    """Each measure of a pair and a result; None where the picture is too small for it."""
+    found: dict[str, Callable[[Pair, np.ndarray], float | None]] = {
+        "PSNR": lambda pair, result: psnr(pair.original, result),
+        "SSIM": lambda pair, result: ssim(pair.original, result),
+        "MS-SSIM": lambda pair, result: ms_ssim(pair.original, result),
+        "SSIMULACRA 2": lambda pair, result: ssimulacra2(pair.original, result),
+        "consistency": lambda pair, result: consistency(pair.low_res, result),
+        "colour shift": lambda pair, result: float(np.abs(result.mean((0, 1)) - pair.low_res.mean((0, 1))).max()),
     }
+    niqe = reference.niqe()
+    if niqe is None:
+        print("NIQE is left out: basicsr is not installed", file=sys.stderr)
+    else:
+        found["NIQE"] = lambda pair, result: niqe(result) if min(result.shape[:2]) >= SMALLEST_NIQE else None
+    return found
 
 
-def evaluate(config: EvaluateConfig) -> dict[str, dict[str, float]]:
-    """Mean of each measure over the pictures, by upscaler."""
+def evaluate(config: EvaluateConfig) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, dict[str, float]]]]:
+    """Mean of each measure over the pictures, by upscaler; and each picture's values, by upscaler and name."""
+    pictures = pairs(config)
     pipeline = load(config.model, config.device)
     pipeline.set_progress_bar_config(disable=True)
-    pictures = pairs(config)
-    if not pictures:
-        raise ValueError(f"no picture in {config.data} has {config.match!r} in its name")
+    taken = measures()
     compared = upscalers(pipeline, config)
-    for upscale in compared.values():
-        upscale(pictures[0][0])  # the first call of each allocates and plans
-    values: dict[str, list[dict[str, float]]] = {name: [] for name in compared}
-    rows = []
-    for low_res, original in pictures:
-        row = [original, cv2.resize(low_res, None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_NEAREST)]
-        for name, upscale in compared.items():
+    values: dict[str, dict[str, dict[str, float]]] = {}
+    shown: list[dict[str, np.ndarray]] = []
+    for pair in pictures:
+        enlarged = cv2.resize(pair.low_res, None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_NEAREST)
+        shown.append({"original": pair.original, "low_res": enlarged})
+    for name, upscale in compared.items():
+        upscale(pictures[0].low_res)  # the first call allocates and plans
+        values[name] = {}
+        for pair, row in zip(pictures, shown, strict=True):
             started = time.perf_counter()
-            result = upscale(low_res)
-            values[name].append(measure(low_res, original, result, time.perf_counter() - started))
-            row.append(result)
-        rows.append(row)
+            result, peak = peak_memory(lambda pair=pair, upscale=upscale: upscale(pair.low_res))  # type: ignore[misc]
+            seconds = time.perf_counter() - started
+            scores = {m: f(pair, result) for m, f in taken.items()}
+            each = {m: v for m, v in scores.items() if v is not None}
+            megapixels = result.shape[0] * result.shape[1] / 1e6
+            values[name][pair.name] = each | {"s/MP": seconds / megapixels, "peak MB": peak}
+            if config.sheet:
+                row[name] = result
     if config.sheet:
-        write_sheet(config.sheet, rows)
-    return {name: {m: float(np.mean([v[m] for v in each])) for m in MEASURES} for name, each in values.items()}
+        write_sheet(config.sheet, [(p.name, row) for p, row in zip(pictures, shown, strict=True)])
+    return {name: mean(each) for name, each in values.items()}, values
 
 
-def write_sheet(path: Path, rows: list[list[np.ndarray]], side: int = 192) -> None:
-    """The middle of each picture, a row each."""
-    lines = []
-    for row in rows:
-        height, width = row[0].shape[:2]
-        size = min(side, height, width)
-        top, left = (height - size) // 2, (width - size) // 2
-        cut = [cv2.resize(p[top : top + size, left : left + size], (side, side)) for p in row]
-        lines.append(np.concatenate(cut, axis=1))
-    cv2.imwrite(str(path), np.concatenate(lines)[..., ::-1])
-
-
-def table(results: dict[str, dict[str, float]]) -> str:
-    """The results as a Markdown table."""
-    lines = ["| | " + " | ".join(MEASURES) + " |", "|---" * (len(MEASURES) + 1) + "|"]
-    for name, values in results.items():
-        lines.append(f"| {name} | " + " | ".join(f"{values[m]:.3f}" for m in MEASURES) + " |")
-    return "\n".join(lines)
+def mean(each: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Of each measure, over the pictures that have it; of the peak the largest."""
+    names = dict.fromkeys(m for scores in each.values() for m in scores)
+    columns = {m: [scores[m] for scores in each.values() if m in scores] for m in names}
+    return {m: float(max(c) if m == "peak MB" else np.mean(c)) for m, c in columns.items()}
 
 
 def main() -> int:
     import tyro
 
-    config = tyro.cli(EvaluateConfig, description=__doc__)
+    config = tyro.cli(EvaluateConfig, prog="python -m sr3.evaluate", description=__doc__)
     try:
-        results = evaluate(config)
+        results, values = evaluate(config)
     except ValueError as error:
         print(f"sr3.evaluate: {error}", file=sys.stderr)
         return 2
     print(table(results))
+    if config.markdown:
+        config.markdown.write_text(table(results) + "\n")
     if config.out:
-        config.out.write_text(json.dumps(results, indent=1))
+        settings = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()}
+        config.out.write_text(json.dumps({"settings": settings, "mean": results, "pictures": values}, indent=1))
     return 0
 
 

@@ -62,7 +62,7 @@ def to_tensor(
 
 
 def _to_levels(tensor: Tensor, top: int) -> np.ndarray:
-    levels = tensor.detach().float().clamp(-1, 1).add(1).mul(top / 2).round()
+    levels = tensor.detach().float().clamp(-1, 1).add_(1).mul_(top / 2).round_()
     return levels.permute(0, 2, 3, 1).cpu().numpy()
 
 

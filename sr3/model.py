@@ -82,12 +82,12 @@ class LowResEncoder(ModelMixin, ConfigMixin):
 
     def forward(self, low_res: Tensor, aug_level: Tensor) -> EncoderOutput:
         """low_res (N, 3, h, w) in [-1, 1], with noise of a known level aug_level (N,) in [0, 1) on it."""
-        bicubic = upsample(low_res)
+        bicubic = upsample(low_res.float())  # in float32 whatever the model's type: eight bits of a picture need it
         if not self.blocks:
             zero = bicubic.new_zeros(low_res.shape[0], 1, *low_res.shape[-2:])
-            return EncoderOutput(torch.zeros_like(bicubic), zero, bicubic)
+            return EncoderOutput(torch.zeros_like(bicubic), zero, bicubic.to(self.dtype))
         level = aug_level.to(low_res.dtype).view(-1, 1, 1, 1).expand(-1, 1, *low_res.shape[-2:])
-        first = self.head(torch.cat([low_res, level], dim=1))  # (N, channels, h, w)
+        first = self.head(torch.cat([low_res, level], dim=1).to(self.head.weight.dtype))  # (N, channels, h, w)
         features = first
         for block in self.blocks:
             features = block(features)

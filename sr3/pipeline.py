@@ -8,18 +8,21 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers import DDPMScheduler, DiffusionPipeline, SchedulerMixin
 from diffusers.utils import BaseOutput
 from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
 
+from sr3 import memory
 from sr3.images import to_tensor, to_uint8
+from sr3.memory import Plan
 from sr3.model import SCALE, LowResEncoder, SR3UNet, reduce, upsample
-from sr3.process import augment, project, scheduler_gamma
+from sr3.process import Noise, augment, project, scheduler_gamma
 from sr3.tiling import Tiling, evaluate
 
 Picture = Image.Image | np.ndarray | Tensor
+Callback = Callable[["SR3Pipeline", int, int, dict[str, Tensor]], dict[str, Tensor]]
 Generators = torch.Generator | Sequence[torch.Generator] | None
 OUTPUT_TYPES = ("uint8", "pil", "pt")
 SMALLEST_SIDE = 8
@@ -53,10 +56,11 @@ class SR3Pipeline(DiffusionPipeline):
         generator: Generators = None,
         aug_level: float = 0.0,
         consistency: int | None = None,
-        callback_on_step_end: Callable[["SR3Pipeline", int, int, dict[str, Tensor]], dict[str, Tensor]] | None = None,
+        callback_on_step_end: Callback | None = None,
         output_type: str = "uint8",
         tiling: Tiling | None = None,
         on_tile: Callable[[], None] = lambda: None,
+        max_memory: int | None = None,
     ) -> SR3Output:
         """Enlarge one picture, or several of one size, four times.
 
@@ -68,56 +72,100 @@ class SR3Pipeline(DiffusionPipeline):
         input (2 if None, but 0 with an aug_level: then the input's own noise is not wanted back).
         `callback_on_step_end(pipeline, step, timestep, {"sample": d})` may raise to stop.
         `on_tile()` is called after each evaluation of a network on a tile.
-        Raises ValueError for what it does not take.
+        `max_memory`: bytes that the process (on CUDA: its tensors) may hold; then a large picture is cut into regions
+        which go through all steps one after the other, and `tiling` is chosen. Running out of memory is answered with
+        smaller pieces.
+        Raises ValueError for what it does not take, and for a bound that is too small.
         """
-        parameter = next(self.unet.parameters())
-        given = to_tensor(image).to(parameter.device)
+        device = next(self.unet.parameters()).device
+        given = to_tensor(image).to(device)
         if consistency is None:
             consistency = 0 if aug_level else CONSISTENCY
         self._check(given, num_inference_steps, aug_level, consistency, output_type)
-        tiling = tiling or Tiling()
         generators = self._generators(generator, len(given))
-        height, width = given.shape[-2:]
-        per_position = self.unet.config.patch_size == SCALE
-        multiple = self.unet.multiple if per_position else max(self.unet.multiple // SCALE, 1)
-        level = given.new_full((len(given),), aug_level)
-        noised = augment(given, level, _noise(given.shape[1:], generators, given)) if aug_level else given
-        padded = F.pad(noised.to(parameter.dtype), (0, -width % multiple, 0, -height % multiple), mode="replicate")
-
-        def encode(tile: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            encoded = self.encoder(tile, level)
-            return encoded.mean, encoded.log_scale, encoded.features
-
-        mean, log_scale, features = evaluate(encode, [padded], tiling, multiple, on_tile)
-        if num_inference_steps:
-            sample = self._denoise(features, num_inference_steps, generators, callback_on_step_end, tiling, on_tile)
-            scale = log_scale.float().exp().repeat_interleave(SCALE, -1).repeat_interleave(SCALE, -2)
-            mean = mean.float() + scale * F.pixel_shuffle(sample.float(), self.unet.config.patch_size)
-        high_res = mean[..., : SCALE * height, : SCALE * width].float().clamp(-1, 1)
-        high_res = project(high_res, given, reduce, upsample, consistency)
+        states = [g.get_state() for g in generators]
+        plan = Plan(tiling or Tiling())
+        if max_memory is not None:
+            height, width = given.shape[-2:]
+            plan = memory.plan(height, width, self._cost(len(given)), max_memory - memory.in_use(device))
+        settings = (num_inference_steps, generators, aug_level, consistency, callback_on_step_end, on_tile)
+        while True:
+            try:
+                high_res = self._enlarge(given, plan, *settings)
+                break
+            except (RuntimeError, MemoryError) as error:
+                smaller = plan.smaller() if memory.is_out_of_memory(error) else None
+                if smaller is None or (smaller.region and self._looks_across()):
+                    raise
+                plan = smaller
+            for each, state in zip(generators, states, strict=True):
+                each.set_state(state)
         if output_type == "pt":
             return SR3Output(images=high_res)
         arrays = to_uint8(high_res)
         return SR3Output(images=arrays if output_type == "uint8" else [Image.fromarray(a) for a in arrays])
 
+    def _enlarge(
+        self,
+        given: Tensor,
+        plan: Plan,
+        steps: int,
+        generators: Sequence[torch.Generator],
+        aug_level: float,
+        consistency: int,
+        callback: Callback | None,
+        on_tile: Callable[[], None],
+    ) -> Tensor:
+        """high_res (N, 3, 4h, 4w) of `given` (N, 3, h, w), both in [-1, 1] in float32, as `plan` says."""
+        patch = self.unet.config.patch_size
+        multiple = max(self.unet.multiple * patch // SCALE, 1)
+        whole = plan.region is None
+        noises = [Noise(given.shape, generators, given.device, whole=whole)] if aug_level else []
+        if steps:
+            shape = (*given.shape[:1], 3 * patch**2, *(-(-n // multiple) * multiple for n in given.shape[-2:]))
+            noises.append(Noise(shape, generators, given.device, SCALE // patch, multiple, whole))
+
+        def run(piece: Tensor, *drawn: Tensor) -> tuple[Tensor]:
+            height, width = piece.shape[-2:]
+            level = piece.new_full((len(piece),), aug_level)
+            noised = augment(piece, level, drawn[0]) if aug_level else piece
+            padded = F.pad(noised, (0, -width % multiple, 0, -height % multiple), mode="replicate")
+
+            def encode(tile: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+                encoded = self.encoder(tile, level)
+                return encoded.mean, encoded.log_scale, encoded.features
+
+            high_res, log_scale, features = evaluate(encode, [padded], plan.tiling, multiple, on_tile)
+            if steps:
+                sample = self._denoise(features, drawn[-1], steps, generators, callback, plan.tiling, on_tile)
+                del features
+                scale = log_scale.float().exp().repeat_interleave(SCALE, -1).repeat_interleave(SCALE, -2)
+                high_res.addcmul_(scale, F.pixel_shuffle(sample, patch))
+                del sample, scale
+            high_res = high_res[..., : SCALE * height, : SCALE * width].clamp_(-1, 1)
+            return (project(high_res, piece, reduce, upsample, consistency),)
+
+        if plan.region is None:
+            return run(given, *(noise[..., :, :] for noise in noises))[0]
+        return evaluate(run, [given, *noises], plan.region, multiple)[0]
+
     def _denoise(
         self,
         features: Tensor,
+        noise: Tensor,
         steps: int,
         generators: Sequence[torch.Generator],
-        callback: Callable[..., dict[str, Tensor]] | None,
+        callback: Callback | None,
         tiling: Tiling,
         on_tile: Callable[[], None],
     ) -> Tensor:
-        """The residual d (N, 3·patch², H, W), from noise drawn for the whole picture (SR3, algorithm 2, with any
-        scheduler in the place of its ancestral step)."""
-        patch = self.unet.config.patch_size
-        ratio = SCALE // patch
+        """The residual d (N, 3·patch², H, W) in float32, from noise (SR3, algorithm 2, with any scheduler in the
+        place of its ancestral step)."""
+        ratio = SCALE // self.unet.config.patch_size
         tiling = Tiling(tiling.size * ratio, tiling.overlap * ratio)
         scheduler = type(self.scheduler).from_config(self.scheduler.config)
         scheduler.set_timesteps(steps)
-        shape = (3 * patch**2, *features.shape[-2:])
-        sample = _noise(shape, generators, features) * float(scheduler.init_noise_sigma)
+        sample = noise.mul_(float(scheduler.init_noise_sigma))
         takes_generator = "generator" in scheduler.step.__code__.co_varnames
         for index, timestep in enumerate(scheduler.timesteps):
             gamma = scheduler_gamma(scheduler, timestep).to(features.device).expand(len(features))
@@ -127,11 +175,25 @@ class SR3Pipeline(DiffusionPipeline):
                 return (self.unet(noisy, condition, gamma),)
 
             (output,) = evaluate(predict, [scaled, features], tiling, self.unet.multiple, on_tile)
+            del scaled
             extra = {"generator": list(generators)} if takes_generator else {}
             sample = scheduler.step(output.float(), timestep, sample, **extra).prev_sample
             if callback:
                 sample = (callback(self, index, int(timestep), {"sample": sample}) or {}).get("sample", sample)
         return sample
+
+    def _cost(self, count: int) -> memory.Cost:
+        """What `count` pictures take. Raises ValueError for models that no region can stand for the whole of."""
+        if self._looks_across():
+            raise ValueError("max_memory cannot bound this model or scheduler; set a tiling instead")
+        config, each = self.unet.config, self.unet.dtype.itemsize
+        cost = memory.cost(self.encoder.config.channels, config.base_channels, config.patch_size, each)
+        return memory.Cost(*(count * value for value in (cost.picture, cost.tile, cost.result)))
+
+    def _looks_across(self) -> bool:
+        """Whether a part of the picture depends on what is far from it: by attention, or by noise that the scheduler
+        draws at each step for all that it is given."""
+        return bool(self.unet.config.attention_levels) or isinstance(self.scheduler, DDPMScheduler)
 
     def _check(self, low_res: Tensor, steps: int, aug_level: float, consistency: int, output_type: str) -> None:
         if min(low_res.shape[-2:]) < SMALLEST_SIDE:
@@ -157,12 +219,6 @@ class SR3Pipeline(DiffusionPipeline):
         return generators
 
 
-def _noise(shape: Sequence[int], generators: Sequence[torch.Generator], like: Tensor) -> Tensor:
-    """Standard normal noise (N, *shape), each picture's from its own CPU generator, in float32."""
-    drawn = [torch.randn(tuple(shape), generator=g, device=g.device) for g in generators]
-    return torch.stack(drawn).to(like.device)
-
-
 def resolve_device(device: str) -> torch.device:
     """`auto` takes CUDA, then MPS, then the CPU."""
     if device != "auto":
@@ -172,17 +228,25 @@ def resolve_device(device: str) -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+def fast_dtype(device: torch.device) -> str:
+    """bfloat16 where the hardware multiplies it, else float32."""
+    able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
+    native = device.type == "cuda" or able.get("avx512_bf16") or able.get("amx_bf16")
+    return "bfloat16" if native else "float32"
+
+
 def load(model: str | Path | None = None, device: str = "auto", dtype: str = "auto") -> SR3Pipeline:
     """An SR3 pipeline from a local directory (the bundled weights by default), ready on its device.
 
-    `dtype`: float32, bfloat16, float16, or auto: bfloat16 on CUDA and float32 elsewhere.
+    `dtype`: float32, bfloat16, float16, or auto: bfloat16 where the hardware multiplies it (CUDA, and CPUs with
+    AVX512-BF16 or AMX: half the seconds, within a level of 255 or two of float32), float32 elsewhere.
     Raises ModelError, with one line that says what is missing or wrong.
     """
     folder = Path(model) if model else Path(__file__).parent / "weights"
     if not (folder / "model_index.json").is_file():
         raise ModelError(f"{folder} is not an SR3 pipeline: it has no model_index.json")
     place = resolve_device(device)
-    chosen = ("bfloat16" if place.type == "cuda" else "float32") if dtype == "auto" else dtype
+    chosen = fast_dtype(place) if dtype == "auto" else dtype
     if chosen not in ("float32", "bfloat16", "float16"):
         raise ModelError(f"dtype is {dtype!r}; it must be auto, float32, bfloat16 or float16")
     try:
@@ -191,4 +255,6 @@ def load(model: str | Path | None = None, device: str = "auto", dtype: str = "au
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from None
+    for network in (pipeline.encoder, pipeline.unet):
+        network.to(memory_format=torch.channels_last)
     return pipeline.to(place)

@@ -4,7 +4,8 @@
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from types import EllipsisType
 from typing import Protocol
 
 import torch
@@ -67,7 +68,7 @@ def project(
     """Back-projection (Irani and Peleg, CVGIP 53(3), 1991): add what the reduction of `high_res` misses of
     `low_res`, `times` times. Both in [-1, 1]."""
     for _ in range(times):
-        high_res = (high_res + enlarge(low_res - reduce(high_res))).clamp(-1, 1)
+        high_res = (high_res + enlarge(low_res - reduce(high_res))).clamp_(-1, 1)
     return high_res
 
 
@@ -101,3 +102,48 @@ def scale_loss(log_scale: Tensor, squared_error: Tensor) -> Tensor:
     Both (N, 1, h, w): `squared_error` is the mean over what shares the scale, and is not differentiated.
     """
     return (log_scale + 0.5 * squared_error.detach() * (-2 * log_scale).exp()).mean()
+
+
+class Noise:
+    """Standard normal noise of a whole picture in float32 (N, C, H, W), of which any part can be had: each picture's
+    is drawn plane by plane from its own CPU generator, again for each part unless `whole` is asked for at once.
+
+    Parts are named by low-resolution rows and columns, each of `ratio` positions; a part's end is rounded up to the
+    `multiple` to which the picture was padded.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        generators: Sequence[torch.Generator],
+        device: torch.device,
+        ratio: int = 1,
+        multiple: int = 1,
+        whole: bool = True,
+    ) -> None:
+        self.shape, self.device, self.ratio, self.multiple = shape, device, ratio, multiple
+        self.states = [g.get_state() for g in generators]
+        everything = slice(None) if whole else slice(0)
+        self.values = self._draw(generators, everything, everything)
+        self.whole = whole
+
+    def _draw(self, generators: Sequence[torch.Generator], rows: slice, columns: slice) -> Tensor:
+        _, planes, height, width = self.shape
+        size = (height * self.ratio, width * self.ratio)
+        drawn = [
+            torch.stack([torch.randn(size, generator=g, device=g.device)[rows, columns] for _ in range(planes)])
+            for g in generators
+        ]
+        return torch.stack(drawn).to(self.device)
+
+    def __getitem__(self, where: tuple[EllipsisType, slice, slice]) -> Tensor:
+        """A part, to be used once: of a whole it is the noise itself, not a copy."""
+        if self.whole:
+            return self.values
+        again = [torch.Generator(s.device).set_state(s) for s in self.states]
+        return self._draw(again, *(self._positions(part) for part in where[1:]))
+
+    def _positions(self, part: slice) -> slice:
+        if part.stop is None:
+            return part
+        return slice(part.start * self.ratio, -(-part.stop // self.multiple) * self.multiple * self.ratio)

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from types import EllipsisType
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -21,11 +23,9 @@ class Tiling:
 
 def starts(length: int, size: int, overlap: int, multiple: int) -> list[int]:
     """Where tiles of `size` begin along a side of `length`: multiples of `multiple`, neighbours sharing at least
-    `overlap`. `length` and `size` are multiples of `multiple`."""
-    if length <= size:
-        return [0]
+    `overlap`; the last tile may be shorter. `size` is a multiple of `multiple`."""
     stride = (size - overlap) // multiple * multiple
-    return [*range(0, length - size, stride), length - size]
+    return list(range(0, max(length - size, 0) + stride, stride))
 
 
 def ramp(size: int, overlap: int, first: bool, last: bool, scale: int) -> Tensor:
@@ -41,15 +41,27 @@ def ramp(size: int, overlap: int, first: bool, last: bool, scale: int) -> Tensor
     return weight
 
 
-def boxes(height: int, width: int, tiling: Tiling, multiple: int) -> Iterator[tuple[slice, slice, list[bool]]]:
-    """The tiles of a picture: rows, columns, and whether they are the first and last down and across."""
+def weights(spans: Sequence[slice], length: int, overlap: int, scale: int) -> list[Tensor]:
+    """The ramp of each of the tiles along a side of `length`, divided so that they add up to 1 everywhere. What a
+    tile counts at a pixel is the product of its two sides' weights: these then add up to 1 as well."""
+    ramps = [ramp(s.stop - s.start, overlap, s.start == 0, s.stop == length, scale) for s in spans]
+    total = torch.zeros(length * scale)
+    for span, each in zip(spans, ramps, strict=True):
+        total[span.start * scale : span.stop * scale] += each
+    return [each / total[s.start * scale : s.stop * scale] for s, each in zip(spans, ramps, strict=True)]
+
+
+def spans(length: int, size: int, overlap: int, multiple: int) -> list[slice]:
+    """The tiles along a side."""
+    return [slice(start, min(start + size, length)) for start in starts(length, size, overlap, multiple)]
+
+
+def boxes(height: int, width: int, tiling: Tiling, multiple: int) -> Iterator[tuple[slice, slice]]:
+    """The tiles of a picture: rows and columns."""
     size = tiling.size // multiple * multiple
-    tops = starts(height, size, tiling.overlap, multiple)
-    lefts = starts(width, size, tiling.overlap, multiple)
-    for top in tops:
-        for left in lefts:
-            edges = [top == tops[0], top == tops[-1], left == lefts[0], left == lefts[-1]]
-            yield slice(top, min(top + size, height)), slice(left, min(left + size, width)), edges
+    for rows in spans(height, size, tiling.overlap, multiple):
+        for columns in spans(width, size, tiling.overlap, multiple):
+            yield rows, columns
 
 
 def count(height: int, width: int, tiling: Tiling, multiple: int) -> int:
@@ -57,42 +69,45 @@ def count(height: int, width: int, tiling: Tiling, multiple: int) -> int:
     return sum(1 for _ in boxes(height, width, tiling, multiple))
 
 
+class Sliceable(Protocol):
+    """What `evaluate` cuts: a tensor (N, C, H, W), or what gives any part of one."""
+
+    @property
+    def shape(self) -> Sequence[int]: ...
+
+    def __getitem__(self, where: tuple[EllipsisType, slice, slice], /) -> Tensor: ...
+
+
 def evaluate(
     function: Callable[..., Sequence[Tensor]],
-    inputs: Sequence[Tensor],
+    inputs: Sequence[Sliceable],
     tiling: Tiling,
     multiple: int,
     on_tile: Callable[[], None] = lambda: None,
 ) -> list[Tensor]:
-    """`function` of `inputs`, each (N, C, H, W) of one H and W, in tiles.
+    """`function` of `inputs`, the first (N, C, H, W), in tiles.
 
     Each output's sides may be a whole multiple of its input's. Equal to `function(*inputs)` but for what the
     network sees beyond a quarter of the overlap.
     """
     height, width = inputs[0].shape[-2:]
-    tiles = list(boxes(height, width, tiling, multiple))
-    if len(tiles) == 1:
-        outputs = list(function(*inputs))
+    size = tiling.size // multiple * multiple
+    down, across = (spans(n, size, tiling.overlap, multiple) for n in (height, width))
+    if len(down) == len(across) == 1:
+        outputs = list(function(*(x[..., :, :] for x in inputs)))
         on_tile()
         return outputs
     sums: list[Tensor] = []
-    weights: dict[int, Tensor] = {}
-    for rows, columns, (top, bottom, left, right) in tiles:
-        outputs = list(function(*(x[..., rows, columns] for x in inputs)))
-        tall, wide = rows.stop - rows.start, columns.stop - columns.start
-        scales = [y.shape[-1] // wide for y in outputs]
-        if not sums:
-            sums = [y.new_zeros(*y.shape[:2], height * k, width * k) for y, k in zip(outputs, scales, strict=True)]
-            weights = {k: torch.zeros(height * k, width * k, device=inputs[0].device) for k in set(scales)}
-        placed = set()
-        for total, output, k in zip(sums, outputs, scales, strict=True):
-            down = ramp(tall, tiling.overlap, top, bottom, k)
-            across = ramp(wide, tiling.overlap, left, right, k)
-            weight = torch.outer(down, across).to(output.device)
-            where = (..., slice(rows.start * k, rows.stop * k), slice(columns.start * k, columns.stop * k))
-            total[where] += output * weight.to(output.dtype)
-            if k not in placed:
-                weights[k][where] += weight
-                placed.add(k)
-        on_tile()
-    return [total.div_(weights[total.shape[-1] // width].to(total.dtype)) for total in sums]
+    for i, rows in enumerate(down):
+        for j, columns in enumerate(across):
+            outputs = list(function(*(x[..., rows, columns] for x in inputs)))
+            scales = [y.shape[-1] // (columns.stop - columns.start) for y in outputs]
+            if not sums:
+                sums = [y.new_zeros(*y.shape[:2], height * k, width * k) for y, k in zip(outputs, scales, strict=True)]
+            for total, output, k in zip(sums, outputs, scales, strict=True):
+                tall = weights(down, height, tiling.overlap, k)[i].to(output)
+                wide = weights(across, width, tiling.overlap, k)[j].to(output)
+                part = total[..., rows.start * k : rows.stop * k, columns.start * k : columns.stop * k]
+                part.addcmul_(output * tall[:, None], wide)
+            on_tile()
+    return sums

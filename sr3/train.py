@@ -4,7 +4,6 @@
 diffusers directory. The same command again goes on where the last one stopped.
 """
 
-import copy
 import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -14,42 +13,18 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor, nn
 
+from sr3 import few_steps
 from sr3.data import Mix, draw_record, load_pack, make_sample
+from sr3.few_steps import FewSteps
 from sr3.loop import LoopConfig, fit, generator
 from sr3.model import SCALE, LowResEncoder, SR3UNet
 from sr3.pipeline import SR3Pipeline, resolve_device
+from sr3.presets import PRESETS, Preset, build, save
 from sr3.process import add_noise, augment, cosine_gamma, denoising_loss, sample_gamma, scale_loss
 
-# The cosine schedule ends in pure noise; SR3's own is linear (arXiv 2104.07636, section 4, T = 2000).
-COSINE = {"num_train_timesteps": 1000, "beta_schedule": "squaredcos_cap_v2", "timestep_spacing": "trailing"}
 LARGEST_RESIDUAL = 6.0  # in expected standard deviations: what is further out would drown the rest of a batch
-LINEAR = {"num_train_timesteps": 2000, "beta_schedule": "linear", "beta_start": 1e-6, "beta_end": 1e-2}
-
-
-@dataclass(frozen=True)
-class Preset:
-    """The sizes of both networks, and what the denoiser predicts."""
-
-    channels: int = 64
-    num_blocks: int = 16
-    patch_size: int = 4
-    base_channels: int = 48
-    multipliers: tuple[int, ...] = (1, 2, 3)
-    unet_blocks: int = 1
-    attention_levels: tuple[int, ...] = ()
-    dropout: float = 0.0
-    paper: bool = False
-    """SR3 as published: bicubic concatenated at full resolution, ε predicted, ancestral sampling."""
-
-
-PRESETS = {
-    "bundled": Preset(),
-    "sr3-paper": Preset(3, 0, 1, 128, (1, 2, 4, 4, 8, 8), 3, (4,), 0.0, paper=True),
-    "sr3-paper-tiny": Preset(3, 0, 1, 16, (1, 2), 1, (1,), 0.0, paper=True),
-}
 
 
 @dataclass(frozen=True)
@@ -61,6 +36,12 @@ class TrainConfig:
     """One of bundled, sr3-paper, sr3-paper-tiny."""
     init: Path | None = None
     """A pipeline directory whose weights to start from."""
+    phase: str = "all"
+    """all, or few-steps: a last phase for the denoiser alone, from --init, at the noise levels of --few-steps."""
+    few_steps: tuple[int, ...] = (1, 2, 4)
+    """The numbers of steps that the phase few-steps is for."""
+    adversarial: float = 0.0
+    """In the phase few-steps: the weight of a small patch discriminator's judgement, about 0.05; 0 for none."""
     crop_size: int = 128
     """Pixels on a side of the training targets: a multiple of 32."""
     mix: Mix = field(default_factory=Mix)
@@ -70,36 +51,6 @@ class TrainConfig:
     """Threads that prepare the next batch."""
     seed: int = 0
     loop: LoopConfig = field(default_factory=LoopConfig)
-
-
-def build(preset: Preset) -> SR3Pipeline:
-    """An untrained pipeline."""
-    encoder = LowResEncoder(preset.channels, preset.num_blocks)
-    unet = SR3UNet(
-        patch_size=preset.patch_size,
-        condition_channels=preset.channels,
-        base_channels=preset.base_channels,
-        multipliers=preset.multipliers,
-        num_blocks=preset.unet_blocks,
-        attention_levels=preset.attention_levels,
-        dropout=preset.dropout,
-    )
-    if preset.paper:
-        return SR3Pipeline(encoder, unet, DDPMScheduler(**LINEAR, prediction_type="epsilon", clip_sample=True))
-    scheduler = DDIMScheduler(
-        **COSINE,
-        prediction_type="sample",
-        clip_sample=False,
-        set_alpha_to_one=True,
-        rescale_betas_zero_snr=False,
-    )
-    return SR3Pipeline(encoder, unet, scheduler)
-
-
-def save(pipeline: SR3Pipeline, folder: Path) -> None:
-    """Write the pipeline's directory: float16, in shards of at most 15 MB. The pipeline itself stays as it is."""
-    encoder, unet = (copy.deepcopy(m).to(torch.float16) for m in (pipeline.encoder, pipeline.unet))
-    SR3Pipeline(encoder, unet, pipeline.scheduler).save_pretrained(folder, max_shard_size="15MB")
 
 
 class Cascade(nn.Module):
@@ -158,6 +109,19 @@ def losses(
     return {"total": 10 * terms["mean"] + 0.1 * terms["scale"] + terms["denoising"], **terms}
 
 
+def check(config: TrainConfig) -> Preset:
+    """The preset. Raises ValueError for settings that do not go together."""
+    if config.preset not in PRESETS:
+        raise ValueError(f"preset is {config.preset!r}; it must be one of {', '.join(PRESETS)}")
+    if config.phase not in ("all", "few-steps"):
+        raise ValueError(f"phase is {config.phase!r}; it must be all or few-steps")
+    if config.phase == "few-steps" and (config.init is None or PRESETS[config.preset].paper):
+        raise ValueError("the phase few-steps needs --init, and is not for the paper's presets")
+    if not config.few_steps or min(config.few_steps) < 1 or config.adversarial < 0:
+        raise ValueError("few_steps must be numbers from 1 up, and adversarial at least 0")
+    return PRESETS[config.preset]
+
+
 def read_data(config: TrainConfig) -> np.ndarray:
     """The crops (N, S, S, 3) of a pack, or cut from a folder."""
     if config.data.is_dir():
@@ -190,17 +154,17 @@ def make_batch(config: TrainConfig, crops: np.ndarray, step: int, rows: slice) -
 def train(config: TrainConfig) -> SR3Pipeline:
     """Train until the steps or the minutes are over; returns the pipeline with the averaged weights.
 
-    Raises ValueError for an unknown preset, and for data that cannot be used.
+    Raises ValueError for settings that do not go together, and for data that cannot be used.
     """
-    if config.preset not in PRESETS:
-        raise ValueError(f"preset is {config.preset!r}; it must be one of {', '.join(PRESETS)}")
-    preset = PRESETS[config.preset]
+    preset = check(config)
     crops = read_data(config)
     device = resolve_device(config.loop.device)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         pipeline = SR3Pipeline.from_pretrained(config.init, dtype=torch.float32) if config.init else build(preset)
-    model = Cascade(pipeline.encoder, pipeline.unet).to(device)
+        few = FewSteps(pipeline.encoder, pipeline.unet, config.adversarial) if config.phase == "few-steps" else None
+    paths = few_steps.levels(pipeline.scheduler, config.few_steps) if few else []
+    model = (few or Cascade(pipeline.encoder, pipeline.unet)).to(device)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if preset.paper:
         schedule = torch.cat([torch.ones(1), pipeline.scheduler.alphas_cumprod])
@@ -214,14 +178,19 @@ def train(config: TrainConfig) -> SR3Pipeline:
             if ahead not in ready:
                 ready[ahead] = pool.submit(make_batch, config, crops, ahead, rows)
         low_res, high_res, level = (t.to(device) for t in ready.pop(step).result())
-        terms = losses(run, (low_res, high_res, level), generator(config.seed, step), schedule, preset.paper)
+        batch, draw = (low_res, high_res, level), generator(config.seed, step)
+        if few:
+            terms = few_steps.losses(run, batch, draw, paths)
+            terms["total"] = few.total(terms)
+        else:
+            terms = losses(run, batch, draw, schedule, preset.paper)
         return terms["total"], {k: float(v.detach()) for k, v in terms.items()}
 
     def on_save(step: int) -> dict[str, Tensor]:
         save(pipeline, config.out / "pipeline")
         low_res, high_res, _ = make_batch(replace(config, seed=config.seed + 1), crops, 0, slice(0, 4))
         images = [F.interpolate(low_res, scale_factor=4.0), high_res]
-        for steps in (0, 4) if not preset.paper else (10,):
+        for steps in (0, *config.few_steps) if few else (0, 4) if not preset.paper else (10,):
             draw = [torch.Generator().manual_seed(i) for i in range(len(low_res))]
             images.append(pipeline(low_res, steps, draw, output_type="pt").images.cpu())
         rows = [torch.cat(list(i), dim=2) for i in images]
@@ -237,6 +206,7 @@ def from_json(path: Path) -> TrainConfig:
     values = json.loads(path.read_text())
     values = {k: Path(v) if k in ("data", "out", "init") and v is not None else v for k, v in values.items()}
     nested = {"mix": Mix, "loop": LoopConfig}
+    values = {k: tuple(v) if k == "few_steps" else v for k, v in values.items()}
     return TrainConfig(**{k: nested[k](**v) if k in nested else v for k, v in values.items()})
 
 

@@ -1,4 +1,4 @@
-"""Kernels, noise and JPEG against basicsr's, where it is installed (``tests/degradation_basicsr.py``)."""
+"""Kernels, noise and JPEG against basicsr's, where it is installed (``sr3/reference.py``)."""
 
 import math
 
@@ -10,10 +10,10 @@ from degradation.batched_jpeg import jpeg_batch
 from degradation.blur import gaussian_kernel
 from degradation.jpeg import jpeg
 from degradation.noise import gaussian_noise, poisson_noise
-from tests.degradation_basicsr import load
+from sr3.reference import load
 from tests.degradation_measures import textured
 
-theirs = load("data/degradations.py")
+theirs = load("data.degradations")
 pytestmark = pytest.mark.skipif(theirs is None, reason="basicsr is not installed")
 
 
@@ -60,7 +60,7 @@ def test_jpeg(quality):
 def test_jpeg_in_batches_is_closer_to_the_codec_than_theirs(quality):
     image = textured(1, 64, 80)
     tensor = torch.from_numpy(image.transpose(2, 0, 1)[None].copy())
-    other = load("utils/diffjpeg.py").DiffJPEG(differentiable=False)(tensor, torch.tensor([float(quality)]))
+    other = load("utils.diffjpeg").DiffJPEG(differentiable=False)(tensor, torch.tensor([float(quality)]))
     ours = jpeg_batch(tensor, torch.tensor([quality]), "4:2:0")
     codec = jpeg(image, quality).transpose(2, 0, 1)
     assert psnr(ours[0].numpy(), codec) > max(38, psnr(other[0].detach().numpy(), codec))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sr3.enlarge import enlarge
+from sr3.enlarge import WHITE, auto_steps, enlarge, spread
 from sr3.images import Picture
 
 
@@ -46,3 +46,22 @@ def test_sixteen_times_is_two_passes(small_pipeline):
 def test_other_factors_are_refused(small_pipeline):
     with pytest.raises(ValueError, match="factor is 3; it must be one of 4, 16"):
         enlarge(small_pipeline, Picture(noise(3)), 3)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_the_spread_is_the_standard_deviation_over_the_samples(dtype):
+    unit = np.iinfo(dtype).max // 255
+    drawn = np.random.default_rng(0).integers(0, 40, (5, 6, 7, 3)).astype(dtype) * dtype(unit)
+    expected = np.sqrt((drawn / unit).var(axis=0, ddof=1).mean(-1, keepdims=True)) * (255 / WHITE)
+    assert np.array_equal(spread(drawn), np.round(np.minimum(expected, 255)).astype(np.uint8))
+    assert not spread(drawn[:1].repeat(3, axis=0)).any()
+    with pytest.raises(ValueError, match="1 pictures have no spread"):
+        spread(drawn[:1])
+
+
+def test_steps_are_fewer_for_larger_pictures_and_slower_devices():
+    sizes = (64, 256, 512, 1024, 4000, 20_000)
+    cpu, gpu = ([auto_steps(n, n, 4, device) for n in sizes] for device in ("cpu", "cuda"))
+    assert cpu[0] == gpu[0] == 4 and cpu[-1] == 0
+    assert cpu == sorted(cpu, reverse=True) and gpu == sorted(gpu, reverse=True)
+    assert all(slow <= fast for slow, fast in zip(cpu, gpu, strict=True)) and cpu != gpu

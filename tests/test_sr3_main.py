@@ -1,5 +1,6 @@
 """The command line, as a user runs it."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,10 @@ import pytest
 from PIL import Image
 
 from sr3.__main__ import main
+from sr3.enlarge import enlarge, spread
+from sr3.images import read
+from sr3.metrics import consistency
+from sr3.pipeline import load
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +41,22 @@ def test_a_photograph_is_enlarged(model, tmp_path):
     assert (tmp_path / "a_x4.png").is_file()
 
 
+def test_uncertainty_steps_and_memory_are_chosen_and_reported(model, tmp_path, monkeypatch, capsys):
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 16, 4), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    common = ("--model", model, "--seed", 7, "--device", "cpu", "--steps", "auto", "--max-memory", "100GB")
+    maps = ("--samples", 3, "--uncertainty", tmp_path / "map.png")
+    monkeypatch.setattr(sys, "argv", ["sr3", *map(str, (tmp_path / "a.png", *common, *maps))])
+    assert main() == 0
+    said = re.search(r"16x12 to 64x48, steps 4, seed 7, consistency ([0-9.]+), ", capsys.readouterr().out)
+    made, grey = read(tmp_path / "a_x4.png"), read(tmp_path / "map.png")
+    assert said is not None and float(said[1]) == pytest.approx(consistency(pixels, made.pixels), abs=0.01)
+    pipeline = load(model, "cpu")
+    drawn = [enlarge(pipeline, read(tmp_path / "a.png"), 4, 4, seed).pixels for seed in (7, 8, 9)]
+    assert np.array_equal(made.pixels, drawn[0])
+    assert np.array_equal(grey.pixels, spread(drawn)) and grey.pixels.max() > 0
+
+
 def test_mistakes_are_one_line_and_exit_code_2(model, tmp_path, monkeypatch, capsys):
     (tmp_path / "text.png").write_text("no picture")
     Image.new("RGB", (16, 16)).save(tmp_path / "ok.png")
@@ -50,6 +71,11 @@ def test_mistakes_are_one_line_and_exit_code_2(model, tmp_path, monkeypatch, cap
         ((ok, "-o", tmp_path / "none" / "a.png"), "is not a folder"),
         ((tmp_path / "clear.png", "-o", tmp_path / "a.jpg"), "no transparency"),
         ((ok, "--model", tmp_path), "no model_index.json"),
+        ((ok, "--max-memory", "lots"), "write it like 3GB"),
+        ((ok, "--max-memory", "1MB"), "beside what is in use is the least"),
+        ((ok, "--samples", 3), "with --uncertainty it must be 2 to 100"),
+        ((ok, "--uncertainty", tmp_path / "u.png"), "with --uncertainty it must be 2 to 100"),
+        ((ok, "--samples", 3, "--uncertainty", tmp_path / "u.png", "--steps", 0), "--steps of 1 or more"),
     ]
     for arguments, message in cases:
         model_given = () if "--model" in arguments else ("--model", model)

@@ -178,7 +178,7 @@ def test_bad_arguments_are_refused_with_what_is_accepted(small_pipeline, argumen
 
 def test_a_saved_pipeline_loads_and_gives_the_same(small_pipeline, tmp_path):
     small_pipeline.save_pretrained(tmp_path / "p")
-    again = load(tmp_path / "p", device="cpu")
+    again = load(tmp_path / "p", "cpu", "float32")
     expected = small_pipeline(picture(), 2, draw(0)).images[0]
     assert np.array_equal(again(picture(), 2, draw(0)).images[0], expected)
 

@@ -1,0 +1,102 @@
+"""How large the pieces of a picture may be so that memory stays under a bound."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from sr3.tiling import Tiling
+
+UNITS = {"": 1, "B": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
+TILE, TILE_OVERLAP = 256, 48
+REGION_OVERLAP = 96  # of regions that go through all steps by themselves: what they see at a border spreads at each
+SMALLEST_TILE = 128
+REGIONS = (1024, 768, 512, 384, 256, 192, 128)
+
+
+def parse_size(text: str) -> int:
+    """Bytes of "3GB", "900 MiB", "1.5g" or a plain number. Raises ValueError for anything else."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]I?)?B?\s*", text.upper())
+    if found is None:
+        raise ValueError(f"{text!r} is no amount of memory; write it like 3GB or 900MiB")
+    return int(float(found[1]) * UNITS[found[2] or ""])
+
+
+def show_size(size: int) -> str:
+    return f"{size / 1e9:.2f} GB"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Bytes of one run: what grows with the picture's low-resolution pixels, and with a tile's."""
+
+    picture: int
+    """Features, estimate, residual and what a scheduler's step makes of them."""
+    tile: int
+    """What the networks make on their way."""
+    result: int
+    """The enlarged picture in float32 and on its way to whole levels."""
+
+
+def cost(channels: int, base_channels: int, patch_size: int, bytes_each: int) -> Cost:
+    """Of an encoder of `channels` and a denoiser of `base_channels`; measured on the bundled model, rounded up."""
+    positions = (4 // patch_size) ** 2  # of the denoiser, for one low-resolution pixel
+    picture = bytes_each * channels * positions + 4 * 48 * 7
+    return Cost(picture, bytes_each * 22 * max(base_channels * positions, channels), 4 * 48 * 2)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a picture is cut."""
+
+    tiling: Tiling
+    """Of each evaluation of a network."""
+    region: Tiling | None = None
+    """Of the picture, each region going through all steps by itself; None for the picture as a whole."""
+
+    def smaller(self) -> "Plan | None":
+        """The next plan to try where this one ran out of memory; None where none is left."""
+        if self.region is None and self.tiling.size > SMALLEST_TILE:
+            return whole(max(self.tiling.size // 2, SMALLEST_TILE))
+        sizes = [size for size in REGIONS if self.region is None or size < self.region.size]
+        return in_regions(sizes[0], SMALLEST_TILE) if sizes else None
+
+
+def whole(tile: int) -> Plan:
+    return Plan(Tiling(tile, min(TILE_OVERLAP, (tile - 1) // 2)))
+
+
+def in_regions(size: int, tile: int = TILE) -> Plan:
+    return Plan(whole(min(size, tile)).tiling, Tiling(size, min(REGION_OVERLAP, size // 2 - 8)))
+
+
+def plan(height: int, width: int, each: Cost, budget: int) -> Plan:
+    """The largest pieces for a picture of low_res height x width with which `budget` bytes are enough.
+
+    Raises ValueError where even the smallest are too large.
+    """
+    area = height * width
+    for candidate in [*map(whole, range(TILE, SMALLEST_TILE - 1, -32)), *map(in_regions, REGIONS)]:
+        tile = min(candidate.tiling.size**2, area)
+        piece = area if candidate.region is None else min(candidate.region.size**2, area)
+        needed = each.picture * piece + each.tile * tile + each.result * area
+        if needed <= budget:
+            return candidate
+    raise ValueError(f"{show_size(needed)} beside what is in use is the least for a picture of {width}x{height}")
+
+
+def in_use(device: torch.device) -> int:
+    """Bytes that this process holds now: of the GPU, or of main memory (on Linux; elsewhere taken for 0.6 GB)."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * 4096 if statm.exists() else 600_000_000
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, on any device."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("not enough memory" in text or "out of memory" in text)

@@ -1,0 +1,212 @@
+"""Evaluation as a user runs it: tables, pairs, sheets, peers, mistakes."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sr3 import reference
+from sr3.evaluate import EvaluateConfig, main, measures, pairs
+from sr3.images import read
+from sr3.peers import PeerError, lanczos, peer, realesrgan_ncnn, realesrgan_network
+from sr3.report import busiest, table
+
+
+def soft(seed: int, height: int = 64, width: int = 72) -> np.ndarray:
+    noise = np.random.default_rng(seed).integers(0, 256, (height // 8, width // 8, 3), np.uint8)
+    return cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+@pytest.fixture(scope="module")
+def model(small_pipeline, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    small_pipeline.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    for i in range(2):
+        Image.fromarray(soft(i)).save(folder / f"{i}.png")
+    return folder
+
+
+def test_a_table_a_sheet_and_json_are_made(model, data, tmp_path, monkeypatch, capsys):
+    files = {option: tmp_path / name for option, name in (("--sheet", "s.png"), ("--out", "t.json"))}
+    arguments = ["--data", data, "--model", model, "--device", "cpu", "--steps", 0, 1]
+    arguments += ["--peers", "bicubic", "lanczos", "encoder", *[x for pair in files.items() for x in pair]]
+    monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, arguments)])
+    assert main() == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:]] == [
+        *("bicubic", "lanczos", "encoder", "sr3, 0 steps", "sr3, 1 steps")
+    ]
+    assert "| PSNR | SSIM | MS-SSIM |" not in lines[0]  # the pictures are too small for five scales
+    written = json.loads(files["--out"].read_text())
+    assert written["settings"]["data"] == str(data)
+    each = [scores["PSNR"] for scores in written["pictures"]["lanczos"].values()]
+    assert written["mean"]["lanczos"]["PSNR"] == pytest.approx(np.mean(each))
+    assert cv2.imread(str(files["--sheet"])).shape == (2 * (22 + 22 + 192), 7 * 192, 3)
+
+
+def test_the_original_itself_scores_best(data):
+    (pair, _), taken = pairs(EvaluateConfig(data)), measures()
+    assert taken["PSNR"](pair, pair.original) > 90
+    assert taken["SSIMULACRA 2"](pair, pair.original) == pytest.approx(100)
+    assert taken["consistency"](pair, pair.original) < 1 and taken["colour shift"](pair, pair.original) < 0.5
+
+
+def test_paired_folders_give_the_same_as_making_them(data, tmp_path):
+    config = EvaluateConfig(data, max_side=48)
+    for i, name in enumerate(("0x4.png", "1.png")):
+        whole = pairs(replace(config, max_side=512))[i]
+        Image.fromarray(whole.low_res).save(tmp_path / name)
+    paired = pairs(replace(config, low_res=tmp_path))
+    for pair in paired:
+        assert pair.low_res.shape == (12, 12, 3) and pair.original.shape == (48, 48, 3)
+        whole = read(data / pair.name).pixels
+        assert np.array_equal(pair.original, whole[8:56, 12:60])
+        small = cv2.resize(pair.original, (12, 12), interpolation=cv2.INTER_AREA)
+        assert np.abs(small.astype(int) - pair.low_res).mean() < 8
+    Image.fromarray(soft(5)).save(tmp_path / "1.png")
+    with pytest.raises(ValueError, match="not 4x"):
+        pairs(replace(config, low_res=tmp_path))
+    (tmp_path / "1.png").unlink()
+    with pytest.raises(ValueError, match=r"holds no 1 or 1x4 for 1\.png"):
+        pairs(replace(config, low_res=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--peers", "magic"], "peer is 'magic'; it must be one of bicubic, lanczos"),
+        (["--degradation", "fog"], "degradation is 'fog'"),
+        (["--match", "none"], "has 'none' in its name"),
+        (["--sheet", "/nowhere/a.png"], "could not be written"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(model, data, arguments, message, monkeypatch, capsys):
+    given = ["--data", str(data), "--model", str(model), "--device", "cpu", "--steps", "0", *arguments]
+    monkeypatch.setattr(sys, "argv", ["evaluate", *given])
+    assert main() == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("sr3.evaluate: ")]
+    assert len(errors) == 1 and message in errors[0]
+
+
+def test_a_table_leaves_out_what_is_missing():
+    lines = table({"a": {"PSNR": 30.0}, "b": {"PSNR": 31.0, "NIQE": 4.0}}).splitlines()
+    assert lines[0] == "| | PSNR | NIQE |" and lines[2:] == ["| a | 30.000 | – |", "| b | 31.000 | 4.000 |"]
+
+
+def test_the_busiest_square_is_found():
+    picture = np.zeros((100, 120, 3), np.uint8)
+    picture[40:72, 64:96] = np.random.default_rng(0).integers(0, 256, (32, 32, 3))
+    top, left = busiest(picture, 32)
+    assert abs(top - 40) <= 4 and abs(left - 64) <= 4
+
+
+def test_lanczos_keeps_what_is_flat():
+    assert np.array_equal(lanczos(np.full((8, 9, 3), 77, np.uint8)), np.full((32, 36, 3), 77, np.uint8))
+
+
+class TwoConvolutions(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = torch.nn.Conv2d(1, 3, 1), torch.nn.Conv2d(3, 2, 3)
+
+
+def test_ncnn_weights_fill_a_network_and_must_fit(tmp_path):
+    source, network = TwoConvolutions(), TwoConvolutions()
+    one, two = (m.weight.detach().numpy() for m in (source.one, source.two))
+    tag = np.array([reference.HALF], "<u4").tobytes()
+    data = tag + one.astype("<f2").tobytes() + b"\0\0"  # three weights of two bytes, padded to eight
+    data += source.one.bias.detach().numpy().tobytes() + bytes(4)
+    data += two.tobytes() + source.two.bias.detach().numpy().tobytes()
+    (tmp_path / "a.bin").write_bytes(data)
+    reference.from_ncnn(network, tmp_path / "a.bin")
+    assert torch.equal(network.two.weight, source.two.weight) and torch.equal(network.two.bias, source.two.bias)
+    assert torch.equal(network.one.weight, source.one.weight.half().float())
+    for wrong, message in ((data[:-4], "too short"), (data + bytes(4), "too long")):
+        (tmp_path / "a.bin").write_bytes(wrong)
+        with pytest.raises(ValueError, match=message):
+            reference.from_ncnn(network, tmp_path / "a.bin")
+
+
+def test_real_esrgan_is_the_same_through_ncnn_and_torch():
+    try:
+        network, through_ncnn = realesrgan_network(), realesrgan_ncnn(1)
+    except PeerError as error:
+        pytest.skip(str(error))
+    low_res = soft(3, 24, 32)
+    with torch.inference_mode():
+        expected = network(torch.from_numpy(low_res).permute(2, 0, 1)[None] / 255)[0].clamp(0, 1)
+    expected = expected.mul(255).round().permute(1, 2, 0).numpy()
+    assert np.abs(through_ncnn(low_res) - expected).max() <= 1
+
+
+def test_a_diffusers_upscaler_is_loaded_from_its_folder(small_pipeline, tmp_path):
+    from diffusers import DDIMScheduler, LDMSuperResolutionPipeline, UNet2DModel, VQModel
+
+    blocks = {"block_out_channels": (32, 32, 64), "norm_num_groups": 8}
+    names = {"down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3}
+    vqvae = VQModel(**blocks, **names, latent_channels=3)
+    unet = UNet2DModel(
+        **blocks,
+        in_channels=6,
+        out_channels=3,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D",) * 3,
+        up_block_types=("UpBlock2D",) * 3,
+    )
+    LDMSuperResolutionPipeline(vqvae, unet, DDIMScheduler()).save_pretrained(tmp_path / "ldm")
+    upscale = peer(str(tmp_path / "ldm"), small_pipeline, "cpu")
+    first = upscale(soft(0, 32, 32))
+    assert first.shape == (128, 128, 3) and np.array_equal(first, upscale(soft(0, 32, 32)))
+    small_pipeline.save_pretrained(tmp_path / "sr3")
+    (tmp_path / "sr3" / "model_index.json").write_text("{}")
+    with pytest.raises(PeerError, match="cannot be loaded by diffusers"):
+        peer(str(tmp_path / "sr3"), small_pipeline, "cpu")
+
+
+def test_pickles_are_refused(small_pipeline, tmp_path):
+    (tmp_path / "a.pth").write_bytes(b"x")
+    with pytest.raises(PeerError, match="pickles are not loaded"):
+        peer(str(tmp_path / "a.pth"), small_pipeline)
+
+
+def test_spandrel_loads_a_file(small_pipeline, tmp_path):
+    try:
+        from spandrel.architectures.Compact.__arch.SRVGG import SRVGGNetCompact
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(f"spandrel cannot be imported: {error}")
+    from safetensors.torch import save_file
+
+    for scale in (4, 2):
+        torch.manual_seed(0)
+        network = SRVGGNetCompact(num_feat=16, num_conv=2, upscale=scale).eval()
+        save_file(network.state_dict(), tmp_path / f"{scale}.safetensors")
+        if scale == 2:
+            with pytest.raises(PeerError, match="not a x4 upscaler"):
+                peer(str(tmp_path / "2.safetensors"), small_pipeline, "cpu")
+        else:
+            low_res = soft(0, 16, 16)
+            result = peer(str(tmp_path / "4.safetensors"), small_pipeline, "cpu")(low_res)
+            with torch.inference_mode():
+                expected = network(torch.from_numpy(low_res).permute(2, 0, 1)[None] / 255)[0].clamp(0, 1)
+            assert np.abs(result - expected.permute(1, 2, 0).numpy() * 255).max() <= 1
+
+
+def test_niqe_prefers_the_natural_picture():
+    niqe = reference.niqe()
+    if niqe is None:
+        pytest.skip("basicsr is not installed")
+    picture = np.clip(soft(0, 208, 304) + np.random.default_rng(0).normal(0, 4, (208, 304, 3)), 0, 255).astype(np.uint8)
+    noisy = np.random.default_rng(1).integers(0, 256, picture.shape, np.uint8)
+    assert 0 < niqe(picture) < niqe(noisy)
