@@ -30,7 +30,7 @@ from service.requests import (
     as_any,
 )
 from service.settings import Settings
-from service.upscale import OnStep, Progress, Upscaler, UpscaleOptions, load_upscaler
+from service.upscale import OnStep, Progress, UpscaleOptions, Upscaler, load_upscaler
 from sr3.images import Picture
 
 if TYPE_CHECKING:
@@ -148,13 +148,12 @@ class DiffusersCascade:
                 generators = [_generator(seeds[index][child]) for index in good]
                 pictures = self._enlarge(pictures, stage, used, requests[0].sr_scheduler, generators, on_step)
         promised = (height * upscale, width * upscale, 3)
-        outcomes: list[GenerateResult | Exception] = [each for each in drawn if isinstance(each, Exception)]
-        outcomes = list(drawn)  # type: ignore[arg-type]  # the good ones are replaced now
+        made: dict[int, GenerateResult] = {}
         for index, picture in zip(good, pictures, strict=True):
             if picture.shape != promised or picture.dtype != np.uint8:
                 raise RuntimeError(f"promised uint8 {promised}, made {picture.dtype} {picture.shape}")
-            outcomes[index] = GenerateResult(picture, requests[index].seed, dict(seconds), used)
-        return outcomes
+            made[index] = GenerateResult(picture, requests[index].seed, dict(seconds), used)
+        return [each if isinstance(each, Exception) else made[index] for index, each in enumerate(drawn)]
 
     def _base_options(self, requests: Sequence[GenerateRequest]) -> dict[str, Any]:
         """The base pipeline's arguments; InvalidRequest for those that it does not take."""
@@ -178,6 +177,8 @@ class DiffusersCascade:
             options["guidance_scale"] = as_any(first.guidance_scale, default)
         elif first.guidance_scale is not None:
             raise InvalidRequest("guidance_scale", first.guidance_scale, "the base model takes none")
+        self._check_scheduler("scheduler", first.scheduler, self._info.schedulers)
+        self._check_scheduler("sr_scheduler", first.sr_scheduler, self._info.sr_schedulers)
         multiple = self._info.size_multiple
         for side in ("width", "height"):
             wanted = getattr(first, side)
@@ -187,6 +188,10 @@ class DiffusersCascade:
                     raise InvalidRequest(side, wanted, f"the base model {takes_what}")
                 options[side] = wanted
         return options
+
+    def _check_scheduler(self, field: str, name: str | None, known: Sequence[str]) -> None:
+        if name is not None and name.lower() not in {each.lower() for each in known}:
+            raise InvalidRequest(field, name, f"this model takes {', '.join(known)}")
 
     def _check_tokens(self, field: str, text: str) -> None:
         """InvalidRequest where every tokenizer of the base model would cut the text short."""
@@ -222,15 +227,15 @@ class DiffusersCascade:
                 message = "the base model's safety checker refused it"
                 outcomes.append(InvalidRequest("prompt", request.prompt, message))
             elif not image.isfinite().all():
-                outcomes.append(RuntimeError("the base model made values that are not finite; try SERVICE_DTYPE=float32"))
+                outcomes.append(
+                    RuntimeError("the base model made values that are not finite; try SERVICE_DTYPE=float32")
+                )
             else:
                 outcomes.append(to_uint8(image[None] * 2 - 1)[0])
         return outcomes
 
     def _with_scheduler(self, name: str | None) -> Any:
-        """The base pipeline with this scheduler; its own for None."""
-        if name is None:
-            return self._base
+        """The base pipeline with a new scheduler of this name; of its own kind for None."""
         from ldm.schedulers import with_scheduler
 
         return with_scheduler(self._base, name)
@@ -324,22 +329,15 @@ class _step_callback:
 
 
 def latent_preview(pipeline: Any, values: dict[str, Any]) -> Callable[[], list[NDArray[np.uint8]]] | None:
-    """What would decode the latents of this step into small pictures, for those who look."""
-    latents, decoder = values.get("latents"), getattr(pipeline, "vae", None)
-    if decoder is None or getattr(latents, "ndim", 0) != 4:
+    """What would make small pictures of the latents of this step, for those who look."""
+    latents = values.get("latents")
+    if not hasattr(pipeline, "vae") or latents is None:
         return None
 
     def decode() -> list[NDArray[np.uint8]]:
-        import torch
-        import torch.nn.functional as F
+        from ldm.preview import preview
 
-        from sr3.images import to_uint8
-
-        with torch.no_grad():
-            small = latents if max(latents.shape[-2:]) <= 32 else F.interpolate(latents, size=(32, 32), mode="area")
-            shift = getattr(decoder.config, "shift_factor", None) or 0.0
-            scaled = small / decoder.config.scaling_factor + shift
-            return to_uint8(decoder.decode(scaled.to(decoder.dtype)).sample)
+        return list(preview(pipeline, latents))
 
     return decode
 

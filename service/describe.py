@@ -15,6 +15,9 @@ from service.settings import Settings
 
 def model_info(base: Any, enlarger: Any, settings: Settings) -> ModelInfo:
     """What a base pipeline and an SR3 pipeline are and take."""
+    from ldm.schedulers import accepted
+    from sr3.schedulers import SCHEDULERS
+
     takes = inspect.signature(base.__call__).parameters
     multiple = getattr(base, "vae_scale_factor", None) if {"width", "height"} <= set(takes) else None
     side = getattr(getattr(getattr(base, "unet", None), "config", None), "sample_size", None)
@@ -29,8 +32,8 @@ def model_info(base: Any, enlarger: Any, settings: Settings) -> ModelInfo:
         size_multiple=multiple,
         sampler=sampler_name(base),
         sr_sampler=sampler_name(enlarger),
-        schedulers=_base_schedulers(),
-        sr_schedulers=_sr_schedulers(),
+        schedulers=accepted(base),
+        sr_schedulers=tuple(SCHEDULERS),
         device=str(getattr(base, "device", "cpu")),
         versions=versions(),
     )
@@ -77,19 +80,3 @@ def _folder(model: str | None, room: str) -> Path | None:
 
     index = try_to_load_from_cache(model, "model_index.json")
     return Path(index).parent if isinstance(index, str) else None
-
-
-def _base_schedulers() -> tuple[str, ...]:
-    from importlib.util import find_spec
-
-    if find_spec("ldm.schedulers") is None:
-        return ()
-    from importlib import import_module
-
-    return tuple(import_module("ldm.schedulers").SCHEDULERS)
-
-
-def _sr_schedulers() -> tuple[str, ...]:
-    from importlib import import_module
-
-    return tuple(import_module("sr3.schedulers").SCHEDULERS)

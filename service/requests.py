@@ -57,7 +57,7 @@ class UpscaleRequest:
 
     picture: Picture
     seed: int
-    options: UpscaleOptions = UpscaleOptions()
+    options: UpscaleOptions = field(default_factory=UpscaleOptions)
 
     def key(self) -> object:
         """See `GenerateRequest.key`: equal size, channels, depth and options."""
