@@ -173,12 +173,13 @@ class Records:
 
     async def _all(self, record: Record) -> list[tuple[Job, Made]]:
         """The outcomes of all jobs; the first failure cancels the rest."""
-        try:
-            made = await asyncio.gather(*(job.done for job in record.jobs))
-        except Exception:
+        # Not gather, which would cancel the futures, rather than the work, where the time is up.
+        await asyncio.wait([job.done for job in record.jobs], return_when=asyncio.FIRST_EXCEPTION)
+        failed = [error for job in record.jobs if job.done.done() and (error := job.done.exception())]
+        if failed:
             self.cancel(record)
-            raise
-        return list(zip(record.jobs, made, strict=True))
+            raise failed[0]
+        return [(job, job.done.result()) for job in record.jobs]
 
     async def _deliver(self, record: Record, job: Job, made: Made) -> Delivered:
         return await asyncio.to_thread(deliver, job.request, made, record.output, self.pool.info.versions)

@@ -1,5 +1,6 @@
 """A cascade that draws noise, told by files and prompts what to do, and a real server on a free port."""
 
+import multiprocessing
 import os
 import signal
 import socket
@@ -179,6 +180,7 @@ def serving(
 ) -> Iterator[Running]:
     """A uvicorn server on loopback for as long as the block runs; with `ready`, once it takes requests."""
     settings = Settings(**{"batch_wait_ms": 0, "log_level": "error", **options})
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["tests.service_fakes"])  # starts are quick then
     app = create_app(settings, factory or fake(place, step_seconds))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = "http://{}:{}".format(*listener.getsockname())

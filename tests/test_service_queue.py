@@ -19,8 +19,13 @@ from tests.service_fakes import Running, problem, serving, wait_until
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Running]:
-    with serving(tmp_path, queue_size=3, max_batch=1) as running:
+def step_seconds() -> float:
+    return 0.0
+
+
+@pytest.fixture
+def server(tmp_path: Path, step_seconds: float) -> Iterator[Running]:
+    with serving(tmp_path, queue_size=3, max_batch=1, step_seconds=step_seconds) as running:
         yield running
 
 
@@ -230,7 +235,7 @@ def test_many_clients_lose_nothing_and_get_equal_shares(tmp_path: Path) -> None:
     begun = server.begun()
     assert len(begun) == len(set(begun)) == 90
     shares = [sum(line.startswith(f"{name} ") for line in begun[:72]) for name in keys]
-    assert max(shares) - min(shares) <= 1
+    assert max(shares) - min(shares) <= 2  # one began before the line formed
 
 
 def test_one_clients_share_of_the_queue_and_rate_are_limited(tmp_path: Path) -> None:
@@ -262,8 +267,8 @@ def test_same_key_is_done_once_and_another_body_is_refused(server: Running) -> N
 
 
 def test_results_are_forgotten_in_time_and_by_size(tmp_path: Path) -> None:
-    with serving(tmp_path, result_bytes=9000) as server:
-        first, second, third = (begin(server, name, width=32, height=32) for name in "abc")
+    with serving(tmp_path, result_bytes=1500) as server:
+        first, second, third = (begin(server, name) for name in "abc")
         assert [ended(server, each)["state"] for each in (second, third)]
         wait_until(lambda: server.client.get(first).status_code == 404)
         assert server.client.get(third).status_code == 200
@@ -294,7 +299,8 @@ def test_stopping_server_finishes_what_runs_and_refuses_what_waits(tmp_path: Pat
 def test_what_still_runs_when_the_time_to_stop_is_up_is_503(tmp_path: Path) -> None:
     with ThreadPoolExecutor(1) as pool:
         with serving(tmp_path, shutdown_seconds=0, step_seconds=0.05) as server:
-            answer = pool.submit(ask, server, "a", steps=100)
+            body = {"prompt": "a", "steps": 100}
+            answer = pool.submit(httpx.post, server.url + "/generate", json=body, timeout=30)
             wait_until(server.begun)
             pid = server.pool.workers[0].pid
         assert answer.result(20).status_code == 503
@@ -303,6 +309,7 @@ def test_what_still_runs_when_the_time_to_stop_is_up_is_503(tmp_path: Path) -> N
     wait_until(lambda: not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text())
 
 
+@pytest.mark.parametrize("step_seconds", [0.1])
 def test_events_tell_place_steps_preview_and_the_picture(server: Running) -> None:
     server.hold()
     running = begin(server, "runs")
