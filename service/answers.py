@@ -6,6 +6,7 @@ import asyncio
 import base64
 import hashlib
 import json
+import logging
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -16,8 +17,9 @@ from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 
 from service.problems import Problem, problem_response
 from service.records import Output, Record, Records, small_picture
-from service.requests import Request
+from service.requests import GenerateRequest, Request
 
+_log = logging.getLogger("service")
 PING_SECONDS = 15
 PICTURES = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP", "image/tiff": "TIFF"}
 JSON, EVENTS = "application/json", "text/event-stream"
@@ -121,6 +123,10 @@ def begin(
         known = records.repeated(client, key, print_of)
         if known is not None:
             return known
+    settings = request.app.state.settings
+    if settings.log_prompts:
+        prompts = [each.prompt for each in wanted if isinstance(each, GenerateRequest)]
+        _log.info("asked for %d pictures", len(wanted), extra={"prompts": prompts})
     record = records.start(client, wanted, output, wants_async(request), kind == "events" or wants_async(request))
     if key is not None:
         records.remember(client, key, print_of, record)

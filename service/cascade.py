@@ -7,6 +7,7 @@ With `upscale.py` and `pictures.py` the one module of the service that uses `ldm
 from __future__ import annotations
 
 import inspect
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -58,6 +59,9 @@ BUNDLED_GUIDANCE = 4.0  # more makes the small model's colours garish
 
 def load_cascade(settings: Settings) -> Cascade:
     """Load both models onto their device. Raises what `ldm.load` and `sr3.load` raise."""
+    from tqdm import tqdm
+
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore of the system's that a killed process leaves behind
     from diffusers.utils.logging import disable_progress_bar as diffusers_quiet
     from transformers.utils.logging import disable_progress_bar as transformers_quiet
 

@@ -14,7 +14,7 @@ function draw() {
     image.style.height = `${height}px`;
     image.style.transform = `translate(-50%, -50%) translate(${left}px, ${top_}px) scale(${scale})`;
   }
-  view.classList.toggle("pixels", scale >= 2);
+  view.classList.toggle("pixels", scale >= 4);
   split();
 }
 
