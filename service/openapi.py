@@ -83,8 +83,9 @@ def accepted_by(request: Request, location: str, field: str) -> str | None:
     """
     document = request.app.openapi()
     operation = document["paths"][request.scope["route"].path][request.method.lower()]
-    if location == "query":
-        fields = {each["name"]: each["schema"] for each in operation.get("parameters", [])}
+    if location != "body":
+        mine = [each for each in operation.get("parameters", []) if each["in"] == location]
+        fields = {each["name"]: each["schema"] for each in mine}
     else:
         contents = operation["requestBody"]["content"].values()
         schemas = [_resolved(document, content["schema"]) for content in contents]

@@ -25,7 +25,21 @@ MAX_PIXELS = 100_000_000
 ORIENTATION, EXIF_IFD, GPS_IFD, ICC_TAG = 0x0112, 0x8769, 0x8825, 0x8773  # EXIF and TIFF tags
 STRIP_OFFSETS = 0x0111
 # Description, maker, model, resolution, software, date, artist, host, copyright, and the directories of EXIF and GPS.
-DESCRIPTIVE = {0x010E, 0x010F, 0x0110, 0x011A, 0x011B, 0x0128, 0x0131, 0x0132, 0x013B, 0x013C, 0x8298, EXIF_IFD, GPS_IFD}
+DESCRIPTIVE = {
+    0x010E,
+    0x010F,
+    0x0110,
+    0x011A,
+    0x011B,
+    0x0128,
+    0x0131,
+    0x0132,
+    0x013B,
+    0x013C,
+    0x8298,
+    EXIF_IFD,
+    GPS_IFD,
+}
 
 
 class ImageError(ValueError):

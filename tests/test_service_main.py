@@ -62,9 +62,7 @@ def test_port_in_use_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]
     assert err.count("\n") == 1
 
 
-def test_models_that_do_not_load_are_one_line_and_status_2(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_models_that_do_not_load_are_one_line_and_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "broken").touch()
     assert main(["--port", "0"], fake(tmp_path)) == 2
     out, err = capsys.readouterr()
@@ -87,7 +85,9 @@ def test_it_says_when_it_is_ready_and_how_to_try_it(end: signal.Signals, tmp_pat
     with subprocess.Popen(command, env=environ, stdout=-1, stderr=-1, text=True) as process:
         assert process.stdout is not None
         lines = [process.stdout.readline() for _ in range(4)]
-        found = re.fullmatch(r"(http://127\.0\.0\.1:\d+) is ready; open it in a browser\. \1/docs describes the API:\n", lines[1])
+        found = re.fullmatch(
+            r"(http://127\.0\.0\.1:\d+) is ready; open it in a browser\. \1/docs describes the API:\n", lines[1]
+        )
         assert found, lines
         assert lines[0] == f"{found[1]} is loading its models …\n"
         assert httpx.get(found[1] + "/readyz").status_code == 200
@@ -108,9 +108,12 @@ def test_first_signal_refuses_what_waits_and_finishes_what_runs(tmp_path: Path) 
     command = [sys.executable, "-c", SERVE, str(tmp_path), "--port", "0", "--max-batch", "1", "--log-level", "error"]
     with subprocess.Popen(command, env=environ, stdout=-1, text=True) as process, ThreadPoolExecutor(2) as pool:
         assert process.stdout is not None
-        url = [process.stdout.readline() for _ in range(4)][0].split()[0]
+        lines = [process.stdout.readline() for _ in range(4)]
+        url = lines[0].split()[0] + "/generate"
         (tmp_path / "hold").touch()
-        ask = [pool.submit(httpx.post, url + "/generate", json={"prompt": name}, timeout=30) for name in ("runs", "waits")]
+        ask = [
+            pool.submit(httpx.post, url + "/generate", json={"prompt": name}, timeout=30) for name in ("runs", "waits")
+        ]
         wait_until(lambda: "service_queue_depth 1.0" in httpx.get(url + "/metrics").text)
         process.send_signal(signal.SIGTERM)
         statuses = [next(as_completed(ask)).result().status_code]

@@ -38,7 +38,16 @@ PICTURES = ("/generate", "/upscale")
 
 
 def test_paths_and_references_are_whole(document: dict[str, Any]) -> None:
-    expected = {*PICTURES, "/inspect", "/v1/images/generations", "/v1/models", "/healthz", "/readyz", "/metrics", "/info"}
+    expected = {
+        *PICTURES,
+        "/inspect",
+        "/v1/images/generations",
+        "/v1/models",
+        "/healthz",
+        "/readyz",
+        "/metrics",
+        "/info",
+    }
     requests = {"/requests/{id}" + rest for rest in ("", "/result", "/events", "/pictures/{index}")}
     assert set(document["paths"]) == expected | requests
     schemas = document["components"]["schemas"]

@@ -40,7 +40,9 @@ def page(browser: Any, server: Running, request: pytest.FixtureRequest) -> Itera
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
     hosts: set[str] = set()
-    page.on("request", lambda sent: hosts.add(re.sub(r"^(\w+://[^/]*|blob:|data:).*", r"\1", sent.url, flags=re.DOTALL)))
+    page.on(
+        "request", lambda sent: hosts.add(re.sub(r"^(\w+://[^/]*|blob:|data:).*", r"\1", sent.url, flags=re.DOTALL))
+    )
     page.goto(server.url)
     page.wait_for_selector("#server.ready")
     yield page
@@ -152,7 +154,12 @@ def test_cancel_stops_the_work(page: Any, server: Running) -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompt", "words"), [("", "Type what to draw"), ("refuse", "99 tokens; the base model reads at most 77"), ("fail", "the models failed")]
+    ("prompt", "words"),
+    [
+        ("", "Type what to draw"),
+        ("refuse", "99 tokens; the base model reads at most 77"),
+        ("fail", "the models failed"),
+    ],
 )
 def test_errors_are_said_in_words(page: Any, prompt: str, words: str) -> None:
     page.fill("#prompt", prompt)
@@ -165,6 +172,7 @@ def test_errors_are_said_in_words(page: Any, prompt: str, words: str) -> None:
 def test_every_control_has_a_name(page: Any) -> None:
     unnamed = page.evaluate(
         """[...document.querySelectorAll("input, select, textarea, button, a")].filter((each) =>
-            !(each.labels?.length || each.textContent.trim() || each.getAttribute("aria-label"))).map((e) => e.outerHTML)"""
+            !(each.labels?.length || each.textContent.trim() || each.getAttribute("aria-label")))
+            .map((each) => each.outerHTML)"""
     )
     assert unnamed == []

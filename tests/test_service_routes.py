@@ -84,7 +84,9 @@ def test_form_takes_the_same_options_and_gives_the_same_bytes(server: Running) -
     form = server.client.post("/upscale?factor=16", files={"image": data}, data={"seed": "7", "steps": "1"})
     assert raw.content == form.content
     assert read(raw.content).pixels.shape == (144, 192, 3)
-    as_json = server.client.post("/upscale?seed=7", files={"image": data}, headers={"accept": "application/json"}).json()
+    as_json = server.client.post(
+        "/upscale?seed=7", files={"image": data}, headers={"accept": "application/json"}
+    ).json()
     assert as_json["images"][0]["settings"]["seed"] == 7
 
 
