@@ -220,7 +220,11 @@ def memory(size: int, fake: bool) -> None:
         outcomes = Counter(pool.map(mixed, range(10**6, 10**6 + size)))
         time.sleep(2)
         after = process.memory_info().rss, worker.memory_info().rss
-        restarts = [line for line in httpx.get(f"{URL}/metrics").text.splitlines() if "restarts_total " in line]
+        restarts = [
+            line
+            for line in httpx.get(f"{URL}/metrics").text.splitlines()
+            if line.startswith("service_worker_restarts_total")
+        ]
     print("| process | before, MB | after, MB | change |\n|---|---|---|---|")
     for name, first, last in zip(("server", "worker"), before, after, strict=True):
         print(f"| {name} | {first / 1e6:.0f} | {last / 1e6:.0f} | {last / first - 1:+.1%} |")
@@ -273,11 +277,10 @@ def cancel(size: int, fake: bool) -> None:
         client.post("/generate?upscale=1", json=body)
         step = (time.perf_counter() - begun) / 50
         for each in range(size):
-            location = client.post("/generate?upscale=1", json=body, headers={"prefer": "respond-async"}).headers[
-                "location"
-            ]
+            head = {"prefer": "respond-async"}
+            begun_at = client.post("/generate?upscale=1", json=body, headers=head)
             time.sleep(0.2 + random.Random(each).random() * 10 * step)
-            client.delete(location)
+            client.delete(begun_at.headers["location"])
         time.sleep(2)
         lines = client.get("/metrics").text.splitlines()
     figures = {line.split()[0]: float(line.split()[1]) for line in lines if line.startswith("service_cancel_to_idle")}
