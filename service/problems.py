@@ -114,8 +114,12 @@ def problem_response(request: Request, problem: Problem) -> JSONResponse:
         request_id=request.state.request_id,
         errors=problem.errors or None,
     )
+    content = body.model_dump(exclude_none=True)
+    if request.url.path.startswith("/v1/"):  # where OpenAI's clients look for words
+        param = problem.errors[0].field if problem.errors else None
+        content["error"] = {"message": body.detail, "type": body.title, "code": str(body.status), "param": param}
     return JSONResponse(
-        body.model_dump(exclude_none=True),
+        content,
         status_code=problem.status_code,
         headers=problem.headers,
         media_type=MEDIA_TYPE,

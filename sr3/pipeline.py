@@ -19,7 +19,7 @@ from sr3.images import to_tensor, to_uint8
 from sr3.memory import Plan
 from sr3.model import SCALE, LowResEncoder, SR3UNet, reduce, upsample
 from sr3.process import Noise, augment, project, scheduler_gamma
-from sr3.tiling import Tiling, evaluate
+from sr3.tiling import Tiling, count, evaluate
 
 Picture = Image.Image | np.ndarray | Tensor
 Callback = Callable[["SR3Pipeline", int, int, dict[str, Tensor]], dict[str, Tensor]]
@@ -118,7 +118,7 @@ class SR3Pipeline(DiffusionPipeline):
     ) -> Tensor:
         """high_res (N, 3, 4h, 4w) of `given` (N, 3, h, w), both in [-1, 1] in float32, as `plan` says."""
         patch = self.unet.config.patch_size
-        multiple = max(self.unet.multiple * patch // SCALE, 1)
+        multiple = self._multiple
         whole = plan.region is None
         noises = [Noise(given.shape, generators, given.device, whole=whole)] if aug_level else []
         if steps:
@@ -148,6 +148,20 @@ class SR3Pipeline(DiffusionPipeline):
         if plan.region is None:
             return run(given, *(noise[..., :, :] for noise in noises))[0]
         return evaluate(run, [given, *noises], plan.region, multiple)[0]
+
+    @property
+    def _multiple(self) -> int:
+        """What the low-resolution sides are padded to a multiple of."""
+        return max(self.unet.multiple * self.unet.config.patch_size // SCALE, 1)
+
+    def evaluations(self, height: int, width: int, steps: int, tiling: Tiling | None = None) -> int:
+        """How often a call on a picture of this size will call its `on_tile`."""
+        tiling = tiling or Tiling()
+        multiple, ratio = self._multiple, SCALE // self.unet.config.patch_size
+        tall, wide = height + -height % multiple, width + -width % multiple
+        finer = Tiling(tiling.size * ratio, tiling.overlap * ratio)
+        each = count(tall * ratio, wide * ratio, finer, self.unet.multiple)
+        return count(tall, wide, tiling, multiple) + steps * each
 
     def _denoise(
         self,

@@ -1,57 +1,312 @@
-"""Time a prompt through HTTP against calling the cascade directly: `python tests/bench_service.py`.
+"""The bars of the service, by hand: `python -m tests.bench_service COMMAND [--size N] [--fake]`. Prints Markdown.
 
-Starts the real service on a free port with the bundled weights, warms both, then takes turns. Prints Markdown.
+throughput    serving against calling the cascade directly: pictures a second, and whether they are the same
+health        /healthz under a full queue: median, P99
+clients       32 clients with keys: none lost, none twice, how equal their shares are
+memory        SIZE mixed requests: the server's and the worker's memory before and after, restarts
+kills         kill -9 of the worker SIZE times under load: answers, hangs, seconds until ready
+cancel        from a cancellation to an idle worker, against the length of a step
 """
 
+import argparse
+import io
+import os
+import random
+import signal
 import statistics
 import subprocess
 import sys
+import tempfile
+import threading
 import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import httpx
+import numpy as np
+import psutil
+from PIL import Image
 
-from service.cascade import GenerateRequest, load_cascade
-from service.settings import load_settings
+PORT = 8765
+URL = f"http://127.0.0.1:{PORT}"
+FAKE = """
+import sys
+from service.__main__ import main
+from tests.service_fakes import fake
+sys.exit(main(sys.argv[3:], fake(Path(sys.argv[1]), float(sys.argv[2]))))
+"""
+QUICK = {"steps": 4, "sr_steps": 0}
 
-ROUNDS, PORT, PROMPT = 10, 8765, "a red apple"
 
-
-def wait_until_ready(address: str) -> None:
-    for _ in range(600):
+@contextmanager
+def server(fake: bool, *flags: str, step_seconds: float = 0.01) -> Iterator[psutil.Process]:
+    """The service as a process of its own, once it is ready."""
+    with tempfile.TemporaryDirectory() as place:
+        kind = ["-c", FAKE, place, str(step_seconds)] if fake else ["-m", "service"]
+        command = [sys.executable, *kind, "--port", str(PORT), "--log-level", "error", *flags]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         try:
-            if httpx.get(f"{address}/readyz").status_code == 200:
-                return
+            wait_ready()
+            yield psutil.Process(process.pid)
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def wait_ready() -> float:
+    """Wait for /readyz; how many seconds."""
+    begun = time.monotonic()
+    while time.monotonic() - begun < 300:
+        try:
+            if httpx.get(f"{URL}/readyz").status_code == 200:
+                return time.monotonic() - begun
         except httpx.TransportError:
             pass
-        time.sleep(0.2)
-    raise TimeoutError(f"{address} did not become ready in two minutes")
+        time.sleep(0.05)
+    raise TimeoutError("not ready in five minutes")
+
+
+def worker_of(process: psutil.Process) -> psutil.Process:
+    """The process that owns the cascade: the youngest that its fork server made."""
+    return max((each for each in process.children(recursive=True)), key=lambda each: each.create_time())
+
+
+def throughput(size: int, fake: bool) -> None:
+    """Take turns, a stretch each, so that what else the machine does falls on both."""
+    from service.cascade import GenerateRequest, load_cascade
+    from service.settings import load_settings
+
+    cascade = load_cascade(load_settings([]))
+    print("| upscale | stretch | HTTP, pictures/s | direct, pictures/s | HTTP/direct | largest difference |")
+    print("|---|---|---|---|---|---|")
+    with server(False), httpx.Client(timeout=600) as client:
+        for upscale in (1, 4):
+            for stretch in range(4):
+                seeds = range(size)
+                begun = time.perf_counter()
+                with ThreadPoolExecutor(4) as pool:
+
+                    def ask(seed: int, upscale: int = upscale) -> bytes:
+                        body = {"prompt": "a red apple", "seed": seed}
+                        answer = client.post(f"{URL}/generate", params={"upscale": upscale}, json=body)
+                        assert answer.status_code == 200, answer.text
+                        return answer.content
+
+                    served = list(pool.map(ask, seeds))
+                middle = time.perf_counter()
+                direct: list[np.ndarray] = []
+                for first in range(0, size, 4):
+                    wanted = [GenerateRequest("a red apple", s, upscale) for s in seeds[first : first + 4]]
+                    direct += [made.image for made in cascade.generate(wanted)]  # type: ignore[union-attr]
+                ended = time.perf_counter()
+                shown = [np.asarray(Image.open(io.BytesIO(each))).astype(int) for each in served]
+                difference = max(int(np.abs(a - b).max()) for a, b in zip(shown, direct, strict=True))
+                rates = size / (middle - begun), size / (ended - middle)
+                if stretch:  # the first warms up
+                    row = f"{rates[0]:.2f} | {rates[1]:.2f} | {rates[0] / rates[1]:.2f} | {difference}"
+                    print(f"| {upscale} | {stretch} | {row} |", flush=True)
+
+
+def health(size: int, fake: bool) -> None:
+    """SIZE probes, one after the other, while the queue is kept full."""
+    stop = threading.Event()
+
+    def load() -> None:
+        with httpx.Client(timeout=600) as client:
+            while not stop.is_set():
+                client.post(f"{URL}/generate", json={"prompt": "a", **QUICK})
+
+    with server(fake, "--queue-size", "8"), httpx.Client(timeout=60) as client:
+        threads = [threading.Thread(target=load) for _ in range(16)]
+        for thread in threads:
+            thread.start()
+        time.sleep(2)
+        spent = []
+        for _ in range(size):
+            begun = time.perf_counter()
+            assert client.get(f"{URL}/healthz").status_code == 200
+            spent.append(1000 * (time.perf_counter() - begun))
+            time.sleep(0.005)
+        stop.set()
+        for thread in threads:
+            thread.join()
+    spent.sort()
+    print("| probes | median, ms | P99, ms | slowest, ms |\n|---|---|---|---|")
+    print(f"| {size} | {statistics.median(spent):.1f} | {spent[int(0.99 * size)]:.1f} | {spent[-1]:.1f} |")
+
+
+def clients(size: int, fake: bool) -> None:
+    """32 clients with a key each; a quarter of them send four requests at a time, for SIZE requests in all."""
+    keys = {f"c{i}": f"key-of-client-{i:06d}" for i in range(32)}
+    given = ",".join(f"{name}:{key}" for name, key in keys.items())
+    done: Counter[str] = Counter()
+    seen: list[tuple[str, str]] = []
+    lost: list[int] = []
+    lock, stop = threading.Lock(), threading.Event()
+
+    def ask(name: str, number: int) -> None:
+        head = {"authorization": f"Bearer {keys[name]}"}
+        with httpx.Client(timeout=600, headers=head) as client:
+            for index in range(10**6):
+                seed = (int(name[1:]) * 8 + number) * 10**6 + index
+                answer = client.post(f"{URL}/generate?upscale=1", json={"prompt": name, "seed": seed, **QUICK})
+                with lock:
+                    if answer.status_code != 200 or answer.headers["seed"] != str(seed):
+                        lost.append(answer.status_code)
+                    if stop.is_set():
+                        return
+                    done[name] += 1
+                    seen.append((name, answer.headers.get("seed", "")))
+                    if len(seen) >= size:
+                        stop.set()
+                        return
+
+    flags = ("--api-keys", given, "--queue-size", "256", "--max-batch", "1")
+    with server(fake, *flags):
+        greedy = {name: 4 if int(name[1:]) % 4 == 0 else 1 for name in keys}
+        with ThreadPoolExecutor(256) as pool:
+            for name, number in greedy.items():
+                for each in range(number):
+                    pool.submit(ask, name, each)
+    shares = [done[name] for name in keys]
+    mean = statistics.mean(shares)
+    print("| answered | lost | twice | least share | largest share |\n|---|---|---|---|---|")
+    twice = len(seen) - len(set(seen))
+    print(f"| {len(seen)} | {len(lost)} | {twice} | {min(shares) / mean:.0%} | {max(shares) / mean:.0%} |")
+
+
+def mixed(index: int) -> str:
+    """One of the things that clients do; the status that came of it."""
+    rng = random.Random(index)
+    buffer = io.BytesIO()
+    Image.effect_noise((24, 24), 50).convert("RGB").save(buffer, "PNG")
+    kind = index % 8
+    try:
+        with httpx.Client(timeout=600 if kind != 5 else 0.05 + rng.random() / 4) as client:
+            ask = {"prompt": "a red apple", "seed": index, **QUICK}
+            if kind in (0, 5):
+                return str(client.post(f"{URL}/generate?upscale=1", json=ask).status_code)
+            if kind == 1:
+                body = {**ask, "num_images": 2}
+                return str(client.post(f"{URL}/generate?upscale=1", json=body).status_code)
+            if kind == 2:
+                return str(client.post(f"{URL}/upscale?steps=0", files={"image": buffer.getvalue()}).status_code)
+            if kind == 3:
+                return str(client.post(f"{URL}/upscale", files={"image": buffer.getvalue()[: index % 400]}).status_code)
+            if kind == 4:
+                return str(client.post(f"{URL}/generate", json={**ask, "prompt": "word " * 500}).status_code)
+            if kind == 6:
+                begun = client.post(f"{URL}/generate", json={**ask, "steps": 50}, headers={"prefer": "respond-async"})
+                if begun.status_code != 202:
+                    return str(begun.status_code)
+                time.sleep(rng.random() / 4)
+                return client.delete(URL + begun.headers["location"]).json()["state"]
+            head = {"accept": "text/event-stream"}
+            return str(len(client.post(f"{URL}/generate?upscale=1", json=ask, headers=head).content) > 0)
+    except httpx.TimeoutException:
+        return "went away"
+
+
+def memory(size: int, fake: bool) -> None:
+    """SIZE mixed requests from eight clients, after a tenth of that as a warm-up. Results are kept for no time."""
+    flags = ("--queue-size", "64", "--result-seconds", "0", "--heartbeat-seconds", "60")
+    with server(fake, *flags) as process, ThreadPoolExecutor(8) as pool:
+        list(pool.map(mixed, range(max(size // 10, 40))))
+        time.sleep(2)
+        worker = worker_of(process)
+        before = process.memory_info().rss, worker.memory_info().rss
+        outcomes = Counter(pool.map(mixed, range(10**6, 10**6 + size)))
+        time.sleep(2)
+        after = process.memory_info().rss, worker.memory_info().rss
+        restarts = [
+            line
+            for line in httpx.get(f"{URL}/metrics").text.splitlines()
+            if line.startswith("service_worker_restarts_total")
+        ]
+    print("| process | before, MB | after, MB | change |\n|---|---|---|---|")
+    for name, first, last in zip(("server", "worker"), before, after, strict=True):
+        print(f"| {name} | {first / 1e6:.0f} | {last / 1e6:.0f} | {last / first - 1:+.1%} |")
+    print(f"\n{dict(outcomes)}; {restarts[0]}")
+
+
+def kills(size: int, fake: bool) -> None:
+    """Eight clients all the time; the worker is killed at random moments."""
+    outcomes: Counter[str] = Counter()
+    stop = threading.Event()
+
+    def load(number: int) -> None:
+        with httpx.Client(timeout=120) as client:
+            for index in range(10**6):
+                if stop.is_set():
+                    return
+                ask = {"prompt": "a", "seed": number * 10**6 + index, **QUICK}
+                try:
+                    answer = client.post(f"{URL}/generate?upscale=1", json=ask)
+                    good = answer.status_code != 200 or answer.headers["seed"] == str(ask["seed"])
+                    outcomes[str(answer.status_code) if good else "wrong"] += 1
+                except httpx.TimeoutException:
+                    outcomes["hung"] += 1
+
+    with server(fake, "--queue-size", "64") as process:
+        threads = [threading.Thread(target=load, args=(each,)) for each in range(8)]
+        for thread in threads:
+            thread.start()
+        spent = []
+        for each in range(size):
+            time.sleep(random.Random(each).random() * 3)
+            killed = worker_of(process)
+            os.kill(killed.pid, signal.SIGKILL)
+            killed.wait(10) if killed.is_running() else None
+            time.sleep(0.3)
+            spent.append(0.3 + wait_ready())
+        stop.set()
+        for thread in threads:
+            thread.join()
+    print("| kills | answers | hung or wrong | ready again, s (median) | (slowest) |\n|---|---|---|---|---|")
+    bad = outcomes["hung"] + outcomes["wrong"]
+    print(f"| {size} | {dict(outcomes)} | {bad} | {statistics.median(spent):.1f} | {max(spent):.1f} |")
+
+
+def cancel(size: int, fake: bool) -> None:
+    """SIZE requests of many steps, cancelled on the way."""
+    with server(fake, step_seconds=0.1), httpx.Client(base_url=URL, timeout=600) as client:
+        body = {"prompt": "a red apple", "steps": 50}
+        begun = time.perf_counter()
+        client.post("/generate?upscale=1", json=body)
+        step = (time.perf_counter() - begun) / 50
+        for each in range(size):
+            head = {"prefer": "respond-async"}
+            begun_at = client.post("/generate?upscale=1", json=body, headers=head)
+            time.sleep(0.2 + random.Random(each).random() * 10 * step)
+            client.delete(begun_at.headers["location"])
+        time.sleep(2)
+        lines = client.get("/metrics").text.splitlines()
+    figures = {line.split()[0]: float(line.split()[1]) for line in lines if line.startswith("service_cancel_to_idle")}
+    mean = figures["service_cancel_to_idle_seconds_sum"] / figures["service_cancel_to_idle_seconds_count"]
+    print("| cancelled | a step, ms | from cancel to idle, ms (mean) |\n|---|---|---|")
+    print(f"| {size} | {1000 * step:.0f} | {1000 * mean:.0f} |")
+
+
+COMMANDS = {
+    "throughput": (throughput, 16),
+    "health": (health, 2000),
+    "clients": (clients, 1600),
+    "memory": (memory, 1000),
+    "kills": (kills, 20),
+    "cancel": (cancel, 20),
+}
 
 
 def main() -> None:
-    address = f"http://127.0.0.1:{PORT}"
-    server = subprocess.Popen([sys.executable, "-m", "service", "--port", str(PORT)], stdout=subprocess.DEVNULL)
-    try:
-        wait_until_ready(address)
-        cascade = load_cascade(load_settings([]))
-        print("| upscale | HTTP, seconds (median) | direct, seconds (median) | ratio |\n|---|---|---|---|")
-        for upscale in (1, 4, 16):
-            served, direct = [], []
-            for seed in range(-1, ROUNDS if upscale < 16 else 3):
-                body = {"prompt": PROMPT, "seed": seed + 1}
-                started = time.perf_counter()
-                answer = httpx.post(f"{address}/generate", params={"upscale": upscale}, json=body, timeout=300)
-                middle = time.perf_counter()
-                cascade.generate(GenerateRequest(PROMPT, seed + 1, upscale))
-                ended = time.perf_counter()
-                assert answer.status_code == 200, answer.text
-                if seed >= 0:  # the first of each warms up
-                    served.append(middle - started)
-                    direct.append(ended - middle)
-            over_http, alone = statistics.median(served), statistics.median(direct)
-            print(f"| {upscale} | {over_http:.2f} | {alone:.2f} | {over_http / alone:.2f} |", flush=True)
-    finally:
-        server.terminate()
-        server.wait()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=COMMANDS)
+    parser.add_argument("--size", type=int)
+    parser.add_argument("--fake", action="store_true", help="a cascade without networks: the server's own cost alone")
+    options = parser.parse_args()
+    call, size = COMMANDS[options.command]
+    call(options.size or size, options.fake)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-from service.settings import Settings, load_settings
-from tests.service_fakes import FakeCascade, Running, serving
+from service.settings import BadSettings, Settings, load_settings
+from tests.service_fakes import Running, serving
 
 ROOT = Path(__file__).parent.parent
 DOCKER = ROOT / "docker"
@@ -60,7 +60,9 @@ def test_variables_of_the_image_are_settings(
 ) -> None:
     for name, value in re.findall(r"(SERVICE_\w+)=(\S+)", " ".join(arguments(stages[-1], "ENV"))):
         monkeypatch.setenv(name, value)
-    assert load_settings([]).host == "0.0.0.0"
+    with pytest.raises(BadSettings, match="others can reach this address"):
+        load_settings([])
+    assert load_settings(["--allow-anonymous"]).host == "0.0.0.0"
 
 
 def test_what_is_copied_exists_and_is_let_through(stages: list[list[tuple[str, str]]]) -> None:
@@ -86,8 +88,8 @@ def test_dependencies_need_no_system_library_that_the_slim_image_lacks() -> None
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Running]:
-    with serving(Settings(), lambda settings: FakeCascade()) as running:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with serving(tmp_path_factory.mktemp("fake")) as running:
         yield running
 
 
@@ -116,8 +118,10 @@ def test_compose_builds_this_dockerfile_and_keeps_to_this_machine(compose: dict[
 
 def test_variables_of_compose_are_settings(compose: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in compose["services"]["cascade"]["environment"].items():
-        monkeypatch.setenv(name, re.sub(r"\$\{\w+:-(\w*)\}", r"\1", value))
-    assert load_settings([]) == Settings()
+        monkeypatch.setenv(name, re.sub(r"\$\{\w+:-([\w.,]*)\}", r"\1", value))
+    settings = load_settings(["--host", "0.0.0.0"])
+    assert settings.allow_anonymous, "the port is published on this machine alone"
+    assert settings.allowed_hosts == "localhost,127.0.0.1"
 
 
 def test_compose_gives_running_requests_the_time_that_the_service_gives_them(compose: dict[str, Any]) -> None:
