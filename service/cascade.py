@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +17,29 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from service.pictures import InvalidPicture, decode_picture, encode_picture
 from service.settings import Settings
+from service.upscale import OnStep, Progress, UpscaleOptions, Upscaler, load_upscaler
+from sr3.images import Picture
 
 if TYPE_CHECKING:
     import torch
+
+__all__ = [
+    "Cascade",
+    "GenerateRequest",
+    "GenerateResult",
+    "InvalidPicture",
+    "InvalidRequest",
+    "Picture",
+    "Progress",
+    "UpscaleOptions",
+    "Upscaler",
+    "decode_picture",
+    "encode_picture",
+    "load_cascade",
+    "load_upscaler",
+]
 
 # The enlargements that each `upscale` takes, by the name of what they give.
 ENLARGEMENTS: dict[int, tuple[str, ...]] = {1: (), 4: ("x4",), 16: ("x4", "x16")}
@@ -78,18 +97,6 @@ class GenerateResult:
     used: UsedSettings
 
 
-@dataclass(frozen=True)
-class Progress:
-    """`step` of `steps` of a stage ("base", "x4", "x16") is done; 0 when the stage begins."""
-
-    stage: str
-    step: int
-    steps: int
-
-
-OnStep = Callable[[Progress], None]
-
-
 class Cascade(Protocol):
     """Anything that makes a picture of a request. Used by one thread at a time."""
 
@@ -98,6 +105,16 @@ class Cascade(Protocol):
 
         Raises InvalidRequest for what these models cannot do.
         """
+        ...
+
+    def upscale(
+        self,
+        pictures: Sequence[Picture],
+        seeds: Sequence[int],
+        options: UpscaleOptions,
+        on_step: OnStep | None = None,
+    ) -> list[Picture]:
+        """See `Upscaler.upscale`."""
         ...
 
 
@@ -126,6 +143,17 @@ class DiffusersCascade:
         self._settings = settings
         for pipeline in (base, enlarger):
             pipeline.set_progress_bar_config(disable=True)
+        self._upscaler = Upscaler(enlarger, settings)
+
+    def upscale(
+        self,
+        pictures: Sequence[Picture],
+        seeds: Sequence[int],
+        options: UpscaleOptions,
+        on_step: OnStep | None = None,
+    ) -> list[Picture]:
+        """See `Upscaler.upscale`."""
+        return self._upscaler.upscale(pictures, seeds, options, on_step)
 
     def generate(self, request: GenerateRequest, on_step: OnStep | None = None) -> GenerateResult:
         """See `Cascade`. The stages take child seeds 0, 1, 2 of the request's, so each has its own noise."""

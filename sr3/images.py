@@ -1,23 +1,37 @@
 """The one place where pictures become tensors and tensors pictures, and where files are read and written."""
 
+from __future__ import annotations
+
 import io
+import struct
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
+
+if TYPE_CHECKING:  # reading and writing pictures needs no torch, and who only does that does not load it
+    from PIL.PngImagePlugin import PngInfo
+    from torch import Tensor
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
+WRITTEN = ("PNG", "JPEG", "WEBP", "TIFF")
+LONGEST_SIDE = {"JPEG": 65_535, "WEBP": 16_383}
 SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF"}
 MAX_PIXELS = 100_000_000
-ORIENTATION = 0x0112  # EXIF tag
+ORIENTATION, EXIF_IFD, GPS_IFD, ICC_TAG = 0x0112, 0x8769, 0x8825, 0x8773  # EXIF and TIFF tags
+STRIP_OFFSETS = 0x0111
 
 
 class ImageError(ValueError):
     """A picture that cannot be read or written; its text says why and what is accepted."""
+
+
+class TooLarge(ImageError):
+    """A picture of more pixels than are accepted."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +42,8 @@ class Picture:
     """uint8 or uint16, (H, W, C): C = 1 grey, 2 grey with alpha, 3 RGB, 4 RGB with alpha. Not premultiplied."""
     icc: bytes | None = None
     exif: bytes | None = None
+    format: str | None = None
+    """Of the file that it was read from, one of FORMATS."""
 
 
 def to_tensor(
@@ -38,6 +54,8 @@ def to_tensor(
     Takes PIL RGB, uint8 or uint16 (H, W, 3), float tensors (N, 3, H, W) or (3, H, W) already in [-1, 1], or a
     sequence of these. Raises ValueError for other shapes, modes and types.
     """
+    import torch
+
     if isinstance(image, Sequence):
         tensors = [to_tensor(item) for item in image]
         if not tensors:
@@ -103,13 +121,13 @@ def read(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Picture:
         with Image.open(io.BytesIO(data), formats=FORMATS) as file:
             width, height = file.size
             if width * height > max_pixels:
-                raise ImageError(f"{name} is {width}x{height}; at most {max_pixels / 1e6:g} megapixels are accepted")
+                raise TooLarge(f"{name} is {width}x{height}; at most {max_pixels / 1e6:g} megapixels are accepted")
             if getattr(file, "n_frames", 1) > 1:
                 raise ImageError(f"{name} is animated or has several pages; one picture is accepted")
             file.load()
-            return _from_pil(file, data, name)
+            return replace(_from_pil(file, data, name), format=file.format)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ImageError(f"{name} is too large: at most {max_pixels / 1e6:g} megapixels are accepted") from None
+        raise TooLarge(f"{name} is too large: at most {max_pixels / 1e6:g} megapixels are accepted") from None
     except UnidentifiedImageError:
         raise ImageError(f"{name} is not a picture in a format that is accepted: {', '.join(FORMATS)}") from None
     except ImageError:
@@ -154,11 +172,18 @@ def _sixteen_bit(file: Image.Image, data: bytes) -> bool:
     return False
 
 
-def encode(picture: Picture, format: str = "PNG", quality: int = 95, text: dict[str, str] | None = None) -> bytes:
-    """The picture as a file of `format` (PNG, JPEG, WEBP or TIFF). `text` goes into a PNG's text chunks.
+def encode(
+    picture: Picture,
+    format: str = "PNG",
+    quality: int = 95,
+    text: dict[str, str] | None = None,
+    xmp: bytes | None = None,
+) -> bytes:
+    """The picture as a file of `format` (PNG, JPEG, WEBP or TIFF), with its profile and EXIF. `text` goes into a
+    PNG's text chunks, `xmp` into the other formats.
 
     Raises ImageError where the format cannot hold what the picture has (alpha in JPEG, sixteen bits but in PNG
-    and TIFF).
+    and TIFF, sides that are too long).
     """
     pixels = picture.pixels
     channels, deep = pixels.shape[2], pixels.dtype == np.uint16
@@ -166,36 +191,78 @@ def encode(picture: Picture, format: str = "PNG", quality: int = 95, text: dict[
         raise ImageError("JPEG holds no transparency; write PNG, WEBP or TIFF")
     if deep and format not in ("PNG", "TIFF"):
         raise ImageError(f"{format} holds no sixteen bits a channel; write PNG or TIFF")
+    if max(pixels.shape[:2]) > LONGEST_SIDE.get(format, 2**31):
+        raise ImageError(f"{format} holds sides of at most {LONGEST_SIDE[format]} pixels; write PNG or TIFF")
     if deep:
-        return _encode_deep(pixels, format)
-    from PIL.PngImagePlugin import PngInfo
-
-    image = Image.fromarray(
-        pixels[..., 0] if channels == 1 else pixels, {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[channels]
-    )
+        return _encode_deep(picture, format, text or {})
+    mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[channels]
+    image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels, mode)
     options: dict[str, object] = {"icc_profile": picture.icc} if picture.icc else {}
     if picture.exif:
         options["exif"] = picture.exif
     if format == "PNG":
-        info = PngInfo()
-        for key, value in (text or {}).items():
-            info.add_itxt(key, value) if not value.isascii() else info.add_text(key, value)
-        options |= {"pnginfo": info, "compress_level": 4}
+        options |= {"pnginfo": _png_text(text or {}), "compress_level": 4}
     elif format in ("JPEG", "WEBP"):
-        options["quality"] = quality
+        options |= {"quality": quality} | ({"xmp": xmp} if xmp else {})
     buffer = io.BytesIO()
     image.save(buffer, format, **options)
     return buffer.getvalue()
 
 
-def _encode_deep(pixels: np.ndarray, format: str) -> bytes:
+def _png_text(text: dict[str, str]) -> PngInfo:
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    for key, value in text.items():
+        info.add_itxt(key, value) if not value.isascii() else info.add_text(key, value)
+    return info
+
+
+def _encode_deep(picture: Picture, format: str, text: dict[str, str]) -> bytes:
+    """Sixteen bits, which Pillow does not write, through OpenCV, which writes no profile, EXIF or text."""
     import cv2
 
-    order = {1: [0], 2: [0, 0, 0, 1], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[pixels.shape[2]]
-    done, data = cv2.imencode(".png" if format == "PNG" else ".tiff", pixels[..., order])
+    order = {1: [0], 2: [0, 0, 0, 1], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[picture.pixels.shape[2]]
+    done, data = cv2.imencode(".png" if format == "PNG" else ".tiff", picture.pixels[..., order])
     if not done:
         raise ImageError(f"the picture could not be written as {format}")
-    return data.tobytes()
+    written = data.tobytes()
+    return _png_with(written, picture, text) if format == "PNG" else _tiff_with(written, picture)
+
+
+def _png_with(png: bytes, picture: Picture, text: dict[str, str]) -> bytes:
+    """The PNG with iCCP, eXIf and text chunks (PNG specification, sections 11.3.2 and 11.3.3) after its header."""
+    chunks = [(bytes(kind), bytes(data)) for kind, data, *_ in _png_text(text).chunks]
+    if picture.exif:
+        chunks.insert(0, (b"eXIf", picture.exif.removeprefix(b"Exif\0\0")))
+    if picture.icc:
+        chunks.insert(0, (b"iCCP", b"ICC Profile\0\0" + zlib.compress(picture.icc)))
+    made = b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+    header = 8 + 25  # the signature, and IHDR of 13 bytes with its length, kind and checksum
+    return png[:header] + made + png[header:]
+
+
+def _tiff_with(tiff: bytes, picture: Picture) -> bytes:
+    """The TIFF with profile and EXIF: behind a directory that has their entries too."""
+    if not picture.icc and not picture.exif:
+        return tiff
+    with Image.open(io.BytesIO(tiff), formats=("TIFF",)) as file:
+        directory = file.tag_v2  # type: ignore[attr-defined]
+        dict(directory)  # Pillow reads an entry when it is asked for, and writes those that were read
+        if picture.icc:
+            directory.tagtype[ICC_TAG] = 7  # bytes of no further type
+            directory[ICC_TAG] = picture.icc
+        if picture.exif:
+            exif = Image.Exif()
+            exif.load(picture.exif)
+            for tag, value in exif.items():
+                if tag not in directory:
+                    directory[tag] = exif.get_ifd(tag) if tag in (EXIF_IFD, GPS_IFD) else value
+        directory.tagtype[STRIP_OFFSETS] = 4  # 32 bits: Pillow moves them beyond the directory that it writes
+        added = directory.tobytes(8)
+    return tiff[:4] + struct.pack(directory._endian + "L", 8) + added + tiff
 
 
 def format_of(path: Path) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor
 from sr3.images import to_tensor, to_uint8
 from sr3.model import SCALE, LowResEncoder, SR3UNet, reduce, upsample
 from sr3.process import augment, project, scheduler_gamma
-from sr3.tiling import Tiling, evaluate
+from sr3.tiling import Tiling, count, evaluate
 
 Picture = Image.Image | np.ndarray | Tensor
 Generators = torch.Generator | Sequence[torch.Generator] | None
@@ -78,8 +78,7 @@ class SR3Pipeline(DiffusionPipeline):
         tiling = tiling or Tiling()
         generators = self._generators(generator, len(given))
         height, width = given.shape[-2:]
-        per_position = self.unet.config.patch_size == SCALE
-        multiple = self.unet.multiple if per_position else max(self.unet.multiple // SCALE, 1)
+        multiple = self._multiple
         level = given.new_full((len(given),), aug_level)
         noised = augment(given, level, _noise(given.shape[1:], generators, given)) if aug_level else given
         padded = F.pad(noised.to(parameter.dtype), (0, -width % multiple, 0, -height % multiple), mode="replicate")
@@ -99,6 +98,21 @@ class SR3Pipeline(DiffusionPipeline):
             return SR3Output(images=high_res)
         arrays = to_uint8(high_res)
         return SR3Output(images=arrays if output_type == "uint8" else [Image.fromarray(a) for a in arrays])
+
+    @property
+    def _multiple(self) -> int:
+        """What the low-resolution sides are padded to a multiple of."""
+        per_position = self.unet.config.patch_size == SCALE
+        return self.unet.multiple if per_position else max(self.unet.multiple // SCALE, 1)
+
+    def evaluations(self, height: int, width: int, steps: int, tiling: Tiling | None = None) -> int:
+        """How often a call on a picture of this size will call its `on_tile`."""
+        tiling = tiling or Tiling()
+        multiple, ratio = self._multiple, SCALE // self.unet.config.patch_size
+        tall, wide = height + -height % multiple, width + -width % multiple
+        finer = Tiling(tiling.size * ratio, tiling.overlap * ratio)
+        each = count(tall * ratio, wide * ratio, finer, self.unet.multiple)
+        return count(tall, wide, tiling, multiple) + steps * each
 
     def _denoise(
         self,

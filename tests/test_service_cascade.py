@@ -253,7 +253,7 @@ def test_picture_that_a_safety_checker_blacked_out_is_refused() -> None:
 
 
 def test_importing_the_application_loads_no_models_and_no_frameworks() -> None:
-    heavy = ("torch", "diffusers", "transformers", "sr3", "ldm", "degradation")
+    heavy = ("torch", "diffusers", "transformers", "cv2", "ldm", "degradation")
     program = f"import sys, service.__main__; print([name for name in {heavy} if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"

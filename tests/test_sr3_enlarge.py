@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from sr3.enlarge import enlarge
+from sr3.enlarge import enlarge, enlarge_batch, evaluations
 from sr3.images import Picture
+from sr3.tiling import Tiling
 
 
 def noise(channels: int, dtype=np.uint8) -> np.ndarray:
@@ -46,3 +47,37 @@ def test_sixteen_times_is_two_passes(small_pipeline):
 def test_other_factors_are_refused(small_pipeline):
     with pytest.raises(ValueError, match="factor is 3; it must be one of 4, 16"):
         enlarge(small_pipeline, Picture(noise(3)), 3)
+
+
+def seen(pixels: np.ndarray) -> np.ndarray:
+    """Levels as they show: of colours their share that is not transparent."""
+    share = pixels[..., -1:] / 255 if pixels.shape[2] in (2, 4) else 1
+    return np.dstack([pixels[..., :-1] * share, pixels[..., -1:]]).astype(float)
+
+
+@pytest.mark.parametrize("channels", [2, 3])
+def test_a_picture_is_the_same_alone_and_in_a_batch(small_pipeline, channels):
+    pictures = [Picture(np.roll(noise(channels), i, axis=0), icc=bytes([i])) for i in range(3)]
+    options = {"factor": 16, "steps": 2, "aug_level": 0.1}
+    together = enlarge_batch(small_pipeline, pictures, [5, 6, 7], **options)
+    for picture, seed, large in zip(pictures, (5, 6, 7), together, strict=True):
+        alone = enlarge(small_pipeline, picture, seed=seed, **options)
+        assert np.abs(seen(large.pixels) - seen(alone.pixels)).max() < 2
+        assert large.icc == picture.icc
+    assert not np.array_equal(together[0].pixels, together[1].pixels)
+
+
+def test_unequal_pictures_share_no_batch(small_pipeline):
+    with pytest.raises(ValueError, match="must have one size"):
+        enlarge_batch(small_pipeline, [Picture(noise(3)), Picture(noise(1))], [1, 2])
+    with pytest.raises(ValueError, match="a seed each"):
+        enlarge_batch(small_pipeline, [Picture(noise(3))], [1, 2])
+
+
+@pytest.mark.parametrize(("channels", "factor", "steps"), [(3, 4, 0), (4, 4, 2), (1, 16, 1)])
+def test_evaluations_are_counted_before(small_pipeline, channels, factor, steps):
+    told = []
+    tiling = Tiling(24, 8)
+    picture = Picture(noise(channels))
+    enlarge(small_pipeline, picture, factor, steps, tiling=tiling, on_tile=lambda: told.append(1))
+    assert sum(evaluations(small_pipeline, picture, factor, steps, tiling)) == len(told)

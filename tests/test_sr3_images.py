@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 from sr3.images import (
     ImageError,
     Picture,
+    TooLarge,
     encode,
     format_of,
     read,
@@ -173,3 +174,30 @@ def test_tensors_of_other_kinds_are_refused():
         to_tensor(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
     with pytest.raises(ValueError, match="floating point"):
         to_tensor(torch.zeros(1, 4, 8, 8))
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("format", ["PNG", "TIFF"])
+def test_sixteen_bits_keep_profile_exif_and_text(channels, format):
+    exif = Image.Exif()
+    exif[0x010E] = "a description"
+    exif.get_ifd(0x8769)[0x829A] = 0.125  # exposure time
+    picture = Picture(noise(9, 11, channels, np.uint16), b"a profile" * 9, exif.tobytes())
+    data = encode(picture, format, text={"seed": "7", "prompt": "红苹果"})
+    again = read(data)
+    assert np.array_equal(again.pixels, picture.pixels)
+    assert (again.icc, again.format) == (b"a profile" * 9, format)
+    with Image.open(io.BytesIO(data)) as file:
+        assert file.getexif()[0x010E] == "a description"
+        assert file.getexif().get_ifd(0x8769)[0x829A] == 0.125
+        assert format == "TIFF" or file.text == {"seed": "7", "prompt": "红苹果"}
+
+
+def test_too_many_pixels_are_told_from_other_defects():
+    with pytest.raises(TooLarge, match=r"at most 6\.3e-05 megapixels"):
+        read(saved(Image.new("RGB", (8, 8))), max_pixels=63)
+
+
+def test_sides_too_long_for_a_format_are_refused():
+    with pytest.raises(ImageError, match="WEBP holds sides of at most 16383"):
+        encode(Picture(np.zeros((1, 16_384, 1), np.uint8)), "WEBP")

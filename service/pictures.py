@@ -1,0 +1,165 @@
+"""Uploaded bytes become pictures and pictures bytes, with how they were made in the file."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+from dataclasses import replace
+from xml.sax.saxutils import escape
+
+from PIL import Image
+
+from sr3.images import LONGEST_SIDE, WRITTEN, ImageError, Picture, TooLarge, encode, read
+
+MEDIA_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "TIFF": "image/tiff"}
+SMALLEST_SIDE = 8
+NAMESPACE = "https://ns.sr3-cascade.invalid/1.0/"
+_SOFTWARE, _EXIF_IFD, _USER_COMMENT = 0x0131, 0x8769, 0x9286  # EXIF tags
+
+
+class InvalidPicture(ValueError):
+    """Bytes that are no picture which can be enlarged; the message says why and what is accepted.
+
+    `too_large` where only its size is at fault.
+    """
+
+    def __init__(self, message: str, too_large: bool = False) -> None:
+        super().__init__(message)
+        self.too_large = too_large
+
+
+def decode_picture(data: bytes, max_pixels: int) -> Picture:
+    """An upright picture of 8 or 16 bits, grey or RGB, with or without alpha. Raises InvalidPicture."""
+    try:
+        picture = read(data, max_pixels)
+    except TooLarge as error:
+        raise InvalidPicture(str(error), too_large=True) from error
+    except ImageError as error:
+        raise InvalidPicture(str(error)) from error
+    height, width = picture.pixels.shape[:2]
+    if min(height, width) < SMALLEST_SIDE:
+        raise InvalidPicture(f"the picture is {width}x{height}; both sides must be at least {SMALLEST_SIDE} pixels")
+    return picture
+
+
+def written_format(picture: Picture, wanted: str | None, factor: int = 1) -> str:
+    """The format to write `picture` in once it is `factor` times as large: `wanted`, or its file's own where that can
+    hold it, or PNG."""
+    if wanted:
+        return wanted
+    own = picture.format or "PNG"
+    longest = factor * max(picture.pixels.shape[:2])
+    return own if own in WRITTEN and longest <= LONGEST_SIDE.get(own, 2**31) else "PNG"
+
+
+def check_format(picture: Picture, format: str, factor: int = 1) -> None:
+    """InvalidPicture where `format` cannot hold what the picture, `factor` times as large, has."""
+    height, width = picture.pixels.shape[:2]
+    if factor * max(height, width) > LONGEST_SIDE.get(format, 2**31):
+        limit = LONGEST_SIDE[format]
+        raise InvalidPicture(f"{format} holds sides of at most {limit} pixels; choose PNG or TIFF", too_large=True)
+    try:
+        encode(replace(picture, pixels=picture.pixels[:1, :1]), format)
+    except ImageError as error:
+        raise InvalidPicture(str(error)) from error
+
+
+def encode_picture(
+    picture: Picture, format: str = "PNG", quality: int = 95, metadata: Mapping[str, str] | None = None
+) -> bytes:
+    """The picture as a file of `format`, one of PNG, JPEG, WEBP and TIFF, with its profile and EXIF.
+
+    `metadata` becomes text chunks in a PNG. In the others it is written as XMP, each entry a property of
+    `NAMESPACE`, and `parameters` as EXIF's user comment too, where image viewers look for it. Raises InvalidPicture
+    where the format cannot hold the picture.
+    """
+    text = dict(metadata or {})
+    try:
+        if format == "PNG":
+            return encode(picture, format, quality, text)
+        if text:
+            picture = replace(picture, exif=_with_comment(picture.exif, text))
+        return encode(picture, format, quality, text, _xmp(text) if text else None)
+    except ImageError as error:
+        raise InvalidPicture(str(error)) from error
+
+
+def read_metadata(data: bytes) -> dict[str, str]:
+    """What `encode_picture` wrote into a file; other programs' `parameters` too. Raises InvalidPicture."""
+    try:
+        with Image.open(io.BytesIO(data), formats=WRITTEN) as file:
+            found = {key: value for key, value in getattr(file, "text", {}).items() if isinstance(value, str)}
+            comment = file.getexif().get_ifd(_EXIF_IFD).get(_USER_COMMENT)
+            if isinstance(comment, bytes) and comment.startswith(b"UNICODE\0"):
+                found.setdefault("parameters", comment[8:].decode("utf-16-be", "replace"))
+            return found | _from_xmp(file.info.get("xmp"))
+    except Exception as error:  # Pillow raises many kinds for broken files
+        reason = f"{error}".split("<", 1)[0].strip() or type(error).__name__
+        raise InvalidPicture(f"the picture cannot be read: {reason}; accepted are {', '.join(WRITTEN)}") from error
+
+
+def _with_comment(exif: bytes | None, text: Mapping[str, str]) -> bytes:
+    """The EXIF with `Software` and `parameters`, where those entries are free."""
+    made = Image.Exif()
+    if exif:
+        made.load(exif)
+    if "Software" in text:
+        made.setdefault(_SOFTWARE, text["Software"])
+    if "parameters" in text:
+        inner = made.get_ifd(_EXIF_IFD)
+        inner.setdefault(_USER_COMMENT, b"UNICODE\0" + text["parameters"].encode("utf-16-be", "replace"))
+    return made.tobytes()
+
+
+def _xmp(text: Mapping[str, str]) -> bytes:
+    """An XMP packet (ISO 16684-1) with the entries as properties; keys are names of XML."""
+    entries = "".join(f"<sr3:{key}>{escape(value)}</sr3:{key}>" for key, value in text.items())
+    return (
+        '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">'
+        '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+        f'<rdf:Description rdf:about="" xmlns:sr3="{NAMESPACE}">{entries}</rdf:Description>'
+        '</rdf:RDF></x:xmpmeta><?xpacket end="r"?>'
+    ).encode()
+
+
+def _from_xmp(packet: object) -> dict[str, str]:
+    """The properties of `NAMESPACE` in an XMP packet."""
+    from xml.parsers.expat import ExpatError, ParserCreate
+
+    if not isinstance(packet, bytes | str) or NAMESPACE.encode() not in (
+        packet if isinstance(packet, bytes) else packet.encode()
+    ):
+        return {}
+    found: dict[str, str] = {}
+    inside: list[str] = []
+
+    def begin(name: str, attributes: Mapping[str, str]) -> None:
+        inside.append(name)
+
+    def end(name: str) -> None:
+        inside.pop()
+
+    def characters(more: str) -> None:
+        if inside and inside[-1].startswith(f"{NAMESPACE} "):
+            key = inside[-1].removeprefix(f"{NAMESPACE} ")
+            found[key] = found.get(key, "") + more
+
+    parser = ParserCreate(namespace_separator=" ")
+    parser.StartElementHandler, parser.EndElementHandler = begin, end
+    parser.CharacterDataHandler = characters
+    parser.EntityDeclHandler = _no_entities
+    try:
+        parser.Parse(packet, True)
+    except (ExpatError, ValueError):
+        return {}
+    return found
+
+
+def _no_entities(*declaration: object) -> None:
+    raise ValueError("entities are not expanded")
+
+
+def data_url(data: bytes, format: str) -> str:
+    """A picture's bytes as a `data:` URL."""
+    return f"data:{MEDIA_TYPES[format]};base64,{base64.b64encode(data).decode()}"

@@ -1,0 +1,114 @@
+"""Enlarging pictures with SR3: what `POST /upscale`, the batch jobs and the second stage of `/generate` share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sr3.images import Picture
+
+if TYPE_CHECKING:
+    from service.settings import Settings
+
+STAGES: dict[int, tuple[str, ...]] = {1: (), 4: ("x4",), 16: ("x4", "x16")}
+
+
+@dataclass(frozen=True)
+class Progress:
+    """`step` of `steps` of a stage ("base", "x4", "x16") is done; 0 when the stage begins."""
+
+    stage: str
+    step: int
+    steps: int
+
+
+OnStep = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class UpscaleOptions:
+    """How to enlarge. None takes the server's default, or the model's own."""
+
+    factor: int = 4
+    """4 or 16."""
+    steps: int | None = None
+    """0 gives the faithful picture; more add texture."""
+    scheduler: str | None = None
+    """One of `sr3.schedulers.SCHEDULERS`."""
+    aug_level: float | None = None
+    """At least 0 and less than 1; None is 0, what suits a picture that is not generated."""
+    consistency: int | None = None
+    """How many times the result is made to reduce to the picture again."""
+    format: str | None = None
+    """PNG, JPEG, WEBP or TIFF; None keeps the file's own where it can be written, else PNG."""
+    quality: int = 95
+    """Of JPEG and WebP."""
+
+
+class Upscaler:
+    """An SR3 pipeline, ×4 at a time. Used by one thread."""
+
+    def __init__(self, pipeline: Any, settings: Settings) -> None:
+        self.pipeline = pipeline
+        self._settings = settings
+        pipeline.set_progress_bar_config(disable=True)
+
+    def upscale(
+        self,
+        pictures: Sequence[Picture],
+        seeds: Sequence[int],
+        options: UpscaleOptions,
+        on_step: OnStep | None = None,
+    ) -> list[Picture]:
+        """Pictures of one size, number of channels and depth, enlarged together; each is what its seed gives alone,
+        within a level of 255 as it shows.
+
+        `on_step` is told of each evaluation of a network and may raise, which ends the work there. Raises ValueError
+        for unequal pictures and what the model does not take.
+        """
+        from sr3.enlarge import enlarge_batch, evaluations
+
+        steps = self._settings.sr_steps if options.steps is None else options.steps
+        pipeline = self.with_scheduler(options.scheduler)
+        totals = evaluations(pipeline, pictures[0], options.factor, steps)
+        tell = tile_callback(on_step or (lambda progress: None), STAGES[options.factor], totals)
+        return enlarge_batch(
+            pipeline,
+            pictures,
+            seeds,
+            options.factor,
+            steps,
+            options.aug_level or 0.0,
+            options.consistency,
+            on_tile=tell,
+        )
+
+    def with_scheduler(self, name: str | None) -> Any:
+        """The pipeline with this scheduler; its own for None."""
+        from sr3.schedulers import with_scheduler
+
+        return self.pipeline if name is None else with_scheduler(self.pipeline, name)
+
+
+def load_upscaler(settings: Settings) -> Upscaler:
+    """Load the SR3 model alone onto its device. Raises what `sr3.load` raises."""
+    import sr3
+
+    return Upscaler(sr3.load(settings.sr_model, device=settings.device, dtype=settings.dtype), settings)
+
+
+def tile_callback(on_step: OnStep, stages: Sequence[str], totals: Sequence[int]) -> Callable[[], None]:
+    """Announce the first stage, and return the callback that tells `on_step` of each evaluation in turn."""
+    at, done = 0, 0
+    on_step(Progress(stages[0], 0, totals[0]))
+
+    def tell() -> None:
+        nonlocal at, done
+        done += 1
+        on_step(Progress(stages[at], done, totals[at]))
+        if done == totals[at] and at + 1 < len(stages):
+            at, done = at + 1, 0
+            on_step(Progress(stages[at], 0, totals[at]))
+
+    return tell

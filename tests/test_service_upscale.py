@@ -1,0 +1,68 @@
+"""The shared path of uploaded pictures: batches, progress, stopping, defaults."""
+
+import numpy as np
+import pytest
+
+from service.settings import Settings
+from service.upscale import Progress, UpscaleOptions, Upscaler
+from sr3.images import Picture
+from sr3.pipeline import SR3Pipeline
+
+
+def picture(seed: int, channels: int = 3) -> Picture:
+    return Picture(np.random.default_rng(seed).integers(0, 256, (12, 16, channels), np.uint8), icc=bytes([seed]))
+
+
+@pytest.fixture
+def upscaler(small_pipeline: SR3Pipeline) -> Upscaler:
+    return Upscaler(small_pipeline, Settings(sr_steps=2))
+
+
+def test_a_batch_gives_what_each_seed_gives_alone(upscaler: Upscaler) -> None:
+    options = UpscaleOptions(16, steps=1)
+    together = upscaler.upscale([picture(1), picture(2)], [7, 8], options)
+    for large, one, seed in zip(together, (picture(1), picture(2)), (7, 8), strict=True):
+        alone = upscaler.upscale([one], [seed], options)[0]
+        assert large.pixels.shape == (192, 256, 3)
+        assert np.abs(large.pixels.astype(int) - alone.pixels).max() <= 1
+        assert large.icc == one.icc
+
+
+def test_uploads_are_not_smoothed_and_take_the_servers_steps(upscaler: Upscaler) -> None:
+    plain = upscaler.upscale([picture(1)], [7], UpscaleOptions())[0].pixels
+    named = upscaler.upscale([picture(1)], [7], UpscaleOptions(steps=2, aug_level=0.0))[0].pixels
+    assert np.array_equal(plain, named)
+    for other in (UpscaleOptions(steps=0), UpscaleOptions(aug_level=0.2), UpscaleOptions(scheduler="Euler")):
+        assert not np.array_equal(plain, upscaler.upscale([picture(1)], [7], other)[0].pixels)
+
+
+def test_progress_names_each_pass_and_ends_whole(upscaler: Upscaler) -> None:
+    seen: list[Progress] = []
+    upscaler.upscale([picture(1, 4)], [7], UpscaleOptions(16, steps=1), seen.append)
+    first = [p for p in seen if p.stage == "x4"]
+    assert [p.step for p in first] == list(range(first[0].steps + 1))
+    assert [p.stage for p in seen] == ["x4"] * len(first) + ["x16"] * (len(seen) - len(first))
+    assert seen[-1].step == seen[-1].steps
+
+
+def test_raising_ends_the_work_at_once(upscaler: Upscaler) -> None:
+    seen: list[Progress] = []
+
+    class Enough(Exception):
+        pass
+
+    def stop(progress: Progress) -> None:
+        seen.append(progress)
+        if len(seen) == 3:
+            raise Enough
+
+    with pytest.raises(Enough):
+        upscaler.upscale([picture(1)], [7], UpscaleOptions(), stop)
+    assert len(seen) == 3
+
+
+def test_what_cannot_be_done_is_a_value_error(upscaler: Upscaler) -> None:
+    with pytest.raises(ValueError, match="must have one size"):
+        upscaler.upscale([picture(1), picture(2, 1)], [1, 2], UpscaleOptions())
+    with pytest.raises(ValueError, match="scheduler is 'no'"):
+        upscaler.upscale([picture(1)], [1], UpscaleOptions(scheduler="no"))
