@@ -36,6 +36,12 @@ def _directory_or_hub_id(model: str) -> str:
     return model if _HUB_ID.fullmatch(model) and not Path(model).exists() else _directory(model)
 
 
+def _postgres(url: str) -> str:
+    if url.partition("://")[0] not in ("postgres", "postgresql"):
+        raise ValueError("a postgresql:// address is needed")
+    return url
+
+
 class Settings(BaseSettings):
     """Serve the cascade over HTTP. Every option is also a variable: --sr-steps is SERVICE_SR_STEPS."""
 
@@ -87,7 +93,31 @@ class Settings(BaseSettings):
     max_pixels: int = Field(default=8192 * 8192, ge=1, description="largest picture delivered, in pixels")
     queue_size: int = Field(default=16, ge=1, description="requests that may wait; more are answered 429")
     shutdown_seconds: int = Field(default=30, ge=0, description="time given to running requests at shutdown")
+    data_dir: Path = Field(
+        default=Path("~/.local/share/sr3-cascade"), description="folder for the database of jobs and for uploads"
+    )
+    database_url: Annotated[str, AfterValidator(_postgres)] | None = Field(
+        default=None, description="postgresql://… where several machines share the jobs; none: SQLite in the data folder"
+    )
+    storage_roots: list[str] = Field(
+        default=[], description="folders and s3://, gs://, az:// prefixes below which jobs may read and write, as JSON"
+    )
+    uploads: str | None = Field(
+        default=None, description="folder or bucket prefix, the same for all workers, for uploaded archives' pictures"
+    )
+    max_upload_bytes: int = Field(default=2**30, ge=1, description="largest archive, packed and unpacked, in bytes")
+    job_workers: int | None = Field(
+        default=None, ge=0, le=64, description="job workers that the server starts itself; none: 1, with Postgres 0"
+    )
+    job_batch: int = Field(default=1, ge=1, le=64, description="pictures of equal size that share a batch in a job")
+    job_patience: float = Field(
+        default=900.0, ge=0, description="seconds that a job waits for a full disk or a silent bucket"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least level logged")
+
+    def uploads_place(self) -> str:
+        """The folder or bucket prefix that uploaded archives are unpacked into."""
+        return self.uploads or str(self.data_dir.expanduser() / "uploads")
 
 
 def load_settings(argv: Sequence[str]) -> Settings:
