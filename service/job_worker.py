@@ -39,6 +39,7 @@ def main(argv: Sequence[str], load: Callable[[Settings], Upscaler] = load_upscal
     try:
         settings = load_settings(rest)
         logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        logging.getLogger("dbos").setLevel(max(logging.WARNING, logging.getLogger().level))
         data_dir = settings.data_dir.expanduser()
         url = database_url(data_dir, settings.database_url)
         jobs = Jobs(open_database(url))

@@ -19,7 +19,7 @@ from service.upscale import UpscaleOptions
 VERSION = "sr3-jobs-1"  # of the workflows' arguments; DBOS would hash their source, and an edit strand what is queued
 PLANS, CHUNKS, MANIFESTS = "sr3-plans", "sr3-chunks", "sr3-manifests"
 MAX_CHUNK, MAX_ATTEMPTS = 100, 3
-ACTIVE = ("planning", "running")
+ACTIVE, OVER = ("planning", "running"), ("done", "failed", "cancelled")
 _RATE_SECONDS = 60.0
 
 
@@ -145,6 +145,13 @@ class Jobs:
             rows = connection.execute(sa.select(jobs).order_by(jobs.c.created.desc()).limit(limit)).mappings().all()
             return [_status(connection, row, 0) for row in rows]
 
+    def failures(self, id: str, after: float = 0.0) -> list[tuple[float, dict[str, Any]]]:
+        """When and how pictures failed since `after`, the oldest first, a hundred at most."""
+        which = (pictures.c.job == id) & (pictures.c.state == PictureState.FAILED) & (pictures.c.finished > after)
+        query = sa.select(pictures.c.finished, pictures.c.record).where(which).order_by(pictures.c.finished).limit(100)
+        with self.engine.connect() as connection:
+            return [(row.finished, json.loads(row.record)) for row in connection.execute(query)]
+
     def unfinished(self) -> int:
         """How many jobs wait or run."""
         with self.engine.connect() as connection:
@@ -159,25 +166,26 @@ class Jobs:
             connection.execute(sa.update(jobs).where(jobs.c.id == id).values(values))
             self.enqueue(connection, MANIFESTS, "write_manifest", f"{id}:manifest:{uuid.uuid4().hex[:8]}", id)
 
-    def retry_failed(self, id: str) -> None:
-        """Try again what failed, and what was left where the job was cancelled. Looks into the input anew.
+    def take_up(self, id: str, states: Sequence[str] = OVER) -> None:
+        """Look into the input anew, try again what failed, and go on with what was left.
 
-        KeyError where there is none, Conflict where it still runs.
+        KeyError where there is no such job, Conflict where it is in none of `states`.
         """
         with self.engine.begin() as connection:
-            row = self._lock(connection, id, ("done", "failed", "cancelled"))
+            row = self._lock(connection, id, states)
             undone = (PictureState.PENDING, PictureState.FAILED)
             which = (pictures.c.job == id) & pictures.c.state.in_(undone)
             fresh = {"state": PictureState.PENDING, "chunk": 0, "attempts": 0, "finished": None, "record": None}
             connection.execute(sa.update(pictures).where(which).values(fresh))
-            values = {"state": "planning", "finished": None, "note": None, "next_chunk": row["next_chunk"] + 1}
+            number = row["next_chunk"] + 1  # that of no chunk, so that each plan has a name of its own
+            values = {"state": "planning", "finished": None, "note": None, "next_chunk": number}
             connection.execute(sa.update(jobs).where(jobs.c.id == id).values(values))
-            self.enqueue(connection, PLANS, "plan_job", f"{id}:plan:{row['next_chunk'] + 1}", id)
+            self.enqueue(connection, PLANS, "plan_job", f"{id}:plan:{number}", id)
 
     def delete(self, id: str) -> None:
         """Forget the job; its pictures stay. KeyError where there is none, Conflict where it still runs."""
         with self.engine.begin() as connection:
-            self._lock(connection, id, ("done", "failed", "cancelled"))
+            self._lock(connection, id, OVER)
             connection.execute(sa.delete(pictures).where(pictures.c.job == id))
             connection.execute(sa.delete(jobs).where(jobs.c.id == id))
         self.forget_workflows(id)

@@ -3,6 +3,7 @@
 import fnmatch
 import hashlib
 import json
+import time
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
@@ -164,17 +165,18 @@ def _refused(id: str, key: str, size: int, output: str, reason: str) -> dict[str
 
 
 _INSERT = sa.text(
-    """INSERT INTO sr3_pictures (job, key, source_bytes, output_bytes, state, verify, chunk, attempts, record)
-    VALUES (:job, :key, :size, :bytes, :state, :verify, 0, 0, :record)
+    """INSERT INTO sr3_pictures (job, key, source_bytes, output_bytes, state, verify, chunk, attempts, finished, record)
+    VALUES (:job, :key, :size, :bytes, :state, :verify, 0, 0, :now, :record)
     ON CONFLICT (job, key) DO UPDATE SET source_bytes = excluded.source_bytes, output_bytes = excluded.output_bytes,
-    state = excluded.state, verify = excluded.verify, chunk = 0, attempts = 0, record = excluded.record"""
+    state = excluded.state, verify = excluded.verify, chunk = 0, attempts = 0, finished = excluded.finished,
+    record = excluded.record"""
 )
 
 
 def _insert(jobs: Jobs, batch: list[dict[str, Any]]) -> None:
     if batch:
         with jobs.engine.begin() as connection:
-            connection.execute(_INSERT, batch)
+            connection.execute(_INSERT, [{**row, "now": time.time() if row["record"] else None} for row in batch])
 
 
 def check_input(spec: JobSpec) -> None:

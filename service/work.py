@@ -182,11 +182,11 @@ class _Chunk:
 
     def _load(self, task: Task) -> _Loaded | None:
         """The decoded picture; None where there is nothing to enlarge, which the ledger then knows."""
-        if task.attempts >= MAX_ATTEMPTS:
-            self._fail(task, {}, f"given up: {task.attempts} attempts ended the worker that made them")
-            return None
         if not self.ledger.begin(task.key):
             self.left.set()
+            return None
+        if task.attempts >= MAX_ATTEMPTS:
+            self._fail(task, {}, f"given up: {task.attempts} attempts ended the worker that made them")
             return None
         began = time.perf_counter()
         if task.verify and not task.attempts and self._kept(task):
