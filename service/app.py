@@ -19,6 +19,7 @@ from service.middleware import BodyLimit, RequestIds
 from service.openapi import add_problem_schema, problem_responses
 from service.png import encode_png
 from service.problems import Problem, add_problem_handlers, bad_fields, shown
+from service.routes_jobs import jobs_router
 from service.schemas import EXAMPLES, FieldError, GenerateQuery, generate_body
 from service.settings import Settings
 from service.worker import Cancelled, Job, NotReady, QueueFull, State, Worker
@@ -80,6 +81,7 @@ def create_app(settings: Settings, cascade_factory: CascadeFactory) -> FastAPI:
     add_problem_schema(app)
     _add_health(app, worker)
     _add_generate(app, worker, settings)
+    app.include_router(jobs_router(settings))
     _add_docs(app)
     return app
 

@@ -14,6 +14,10 @@ from service.settings import PREFIX, Settings
 
 COMMAND = (sys.executable, "-m", "service.job_worker")
 _CANNOT_START = 2
+_OF_WORKERS = (
+    *("sr_model", "dtype", "sr_steps", "max_pixels", "log_level"),
+    *("data_dir", "database_url", "storage_roots", "uploads", "job_batch", "job_patience"),
+)
 
 
 class Crew:
@@ -34,7 +38,8 @@ class Crew:
     ) -> None:
         self.broken = threading.Event()
         self._command = [*command, "--parent", str(os.getpid()), *(["--idle", str(idle)] if idle else [])]
-        self._environment = {**os.environ, **variables(settings), **(environment or {})}
+        plain = {name: value for name, value in os.environ.items() if not name.upper().startswith(PREFIX)}
+        self._environment = {**plain, **variables(settings), **(environment or {})}
         self._devices = list(devices)
         self._stopping = threading.Event()
         self._lock = threading.Lock()
@@ -89,8 +94,9 @@ class Crew:
 
 
 def variables(settings: Settings) -> dict[str, str]:
-    """The environment that gives another process the same settings."""
-    return {f"{PREFIX}{name.upper()}": _text(value) for name, value in settings if value is not None}
+    """The environment that gives a worker the settings that concern it."""
+    values = {name: getattr(settings, name) for name in _OF_WORKERS}
+    return {f"{PREFIX}{name.upper()}": _text(value) for name, value in values.items() if value is not None}
 
 
 def _text(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""The tables that jobs live in, beside those of DBOS: one SQLite file by default, Postgres where machines share work."""
+"""The tables of jobs, beside those of DBOS: one SQLite file by default, Postgres where machines share work."""
 
 import logging
 import threading
@@ -114,6 +114,4 @@ def persistently(work: Callable[[], Any], stop: threading.Event | None = None) -
 
 def passing(error: DBAPIError | TimeoutError) -> bool:
     """Whether the same statement may well work later."""
-    return isinstance(error, TimeoutError) or isinstance(
-        error, sa.exc.OperationalError | sa.exc.InterfaceError | sa.exc.InternalError
-    )
+    return isinstance(error, TimeoutError | sa.exc.OperationalError | sa.exc.InterfaceError | sa.exc.InternalError)

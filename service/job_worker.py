@@ -37,7 +37,7 @@ def main(argv: Sequence[str], load: Callable[[Settings], Upscaler] = load_upscal
     own.add_argument("--parent", type=int)
     flags, rest = own.parse_known_args(argv)
     try:
-        settings = load_settings(rest)
+        settings = load_settings(["--host", "127.0.0.1", *rest])  # a worker listens nowhere, whatever the server does
         logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         logging.getLogger("dbos").setLevel(max(logging.WARNING, logging.getLogger().level))
         data_dir = settings.data_dir.expanduser()
@@ -208,7 +208,7 @@ class _Ledger:
         self._jobs, self._id, self._number, self._identity = jobs, id, number, identity
 
     def begin(self, key: str) -> bool:
-        """See `work.Ledger`. Ends the process where others have taken it for dead: the chunk is theirs, and unfinished."""
+        """See `work.Ledger`. Ends the process where others took it for dead: the chunk is theirs, and unfinished."""
         if persistently(lambda: self._jobs.begin(self._id, self._number, key, self._identity.id)):
             return True
         if not persistently(self._identity.beat):

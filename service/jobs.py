@@ -4,7 +4,7 @@ import json
 import math
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import IntEnum
 from typing import Any
@@ -151,6 +151,19 @@ class Jobs:
         query = sa.select(pictures.c.finished, pictures.c.record).where(which).order_by(pictures.c.finished).limit(100)
         with self.engine.connect() as connection:
             return [(row.finished, json.loads(row.record)) for row in connection.execute(query)]
+
+    def records(self, id: str) -> Iterator[dict[str, Any]]:
+        """How each picture that is finished went, in the order of their keys, a few hundred in memory at a time."""
+        which = (pictures.c.job == id) & (pictures.c.state != PictureState.PENDING)
+        last = ""
+        while True:
+            query = sa.select(pictures.c.key, pictures.c.record).where(which, pictures.c.key > last)
+            with self.engine.connect() as connection:
+                rows = connection.execute(query.order_by(pictures.c.key).limit(500)).all()
+            if not rows:
+                return
+            yield from (json.loads(row.record) for row in rows)
+            last = rows[-1].key
 
     def unfinished(self) -> int:
         """How many jobs wait or run."""
@@ -303,7 +316,9 @@ def _status(connection: Connection, row: Mapping[str, Any], failures: int) -> Jo
     rate = number / max(now - first, 1.0) if number > 1 and row["state"] in ACTIVE else None
     pending = counts.get(PictureState.PENDING, 0)
     failed = sa.select(pictures.c.record).where(mine & (pictures.c.state == PictureState.FAILED))
-    lines = connection.execute(failed.order_by(pictures.c.finished.desc()).limit(failures)).scalars() if failures else ()
+    lines = (
+        connection.execute(failed.order_by(pictures.c.finished.desc()).limit(failures)).scalars() if failures else ()
+    )
     return JobStatus(
         id=row["id"],
         state=row["state"],

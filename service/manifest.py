@@ -26,7 +26,7 @@ def write_manifest(jobs: Jobs, id: str) -> None:
     counts = jobs.counts(id)
     finished = sum(counts.values()) - counts.get(PictureState.PENDING, 0)
     target = open_place(jobs.spec(id).output)
-    target.write(MANIFEST, _parts(_merged(_lines(jobs, id), _sorted_lines(target))))
+    target.write(MANIFEST, _parts(_merged(jobs.records(id), _sorted_lines(target))))
     idle = ~sa.exists().where((pictures.c.job == id) & (pictures.c.state == PictureState.PENDING))
     mine = sa.update(jobs_table).where(jobs_table.c.id == id)
     with jobs.engine.begin() as connection:
@@ -57,20 +57,6 @@ def manifest_due(jobs: Jobs, id: str, stopped: bool = False) -> None:
                 connection.execute(mine.values(manifested=finished))
             name = f"{id}:manifest:{row.next_chunk}:{finished}"
             jobs.enqueue(connection, MANIFESTS, "write_manifest", name, id)
-
-
-def _lines(jobs: Jobs, id: str) -> Iterator[dict[str, Any]]:
-    """The job's records in the order of their keys, a few hundred in memory at a time."""
-    which = (pictures.c.job == id) & (pictures.c.state != PictureState.PENDING)
-    last = ""
-    while True:
-        query = sa.select(pictures.c.key, pictures.c.record).where(which, pictures.c.key > last)
-        with jobs.engine.connect() as connection:
-            rows = connection.execute(query.order_by(pictures.c.key).limit(500)).all()
-        if not rows:
-            return
-        yield from (json.loads(row.record) for row in rows)
-        last = rows[-1].key
 
 
 def _sorted_lines(target: Place) -> Iterator[dict[str, Any]]:

@@ -97,7 +97,8 @@ class Settings(BaseSettings):
         default=Path("~/.local/share/sr3-cascade"), description="folder for the database of jobs and for uploads"
     )
     database_url: Annotated[str, AfterValidator(_postgres)] | None = Field(
-        default=None, description="postgresql://… where several machines share the jobs; none: SQLite in the data folder"
+        default=None,
+        description="postgresql://… where several machines share the jobs; none: SQLite in the data folder",
     )
     storage_roots: list[str] = Field(
         default=[], description="folders and s3://, gs://, az:// prefixes below which jobs may read and write, as JSON"
@@ -105,9 +106,9 @@ class Settings(BaseSettings):
     uploads: str | None = Field(
         default=None, description="folder or bucket prefix, the same for all workers, for uploaded archives' pictures"
     )
-    max_upload_bytes: int = Field(default=2**30, ge=1, description="largest archive, packed and unpacked, in bytes")
+    max_archive_bytes: int = Field(default=2**30, ge=1, description="largest ZIP of pictures, packed and unpacked")
     job_workers: int | None = Field(
-        default=None, ge=0, le=64, description="job workers that the server starts itself; none: 1, with Postgres 0"
+        default=None, ge=0, le=64, description="job workers that the server starts itself; none: 1, or 0 with Postgres"
     )
     job_batch: int = Field(default=1, ge=1, le=64, description="pictures of equal size that share a batch in a job")
     job_patience: float = Field(

@@ -8,7 +8,7 @@ import errno
 import itertools
 import os
 import re
-import threading
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -30,7 +30,11 @@ class StorageTrouble(StorageError):
 
 
 class NotAllowed(ValueError):
-    """A place that is refused: not below an allowed root, or an output inside its input."""
+    """A place that is refused, `input` or `output`: not below an allowed root, or an output inside its input."""
+
+    def __init__(self, message: str, field: str = "output") -> None:
+        super().__init__(message)
+        self.field = field
 
 
 class Place(Protocol):
@@ -56,6 +60,10 @@ class Place(Protocol):
 
     def stream(self, key: str) -> Iterator[bytes]:
         """The file in parts of about a megabyte."""
+        ...
+
+    def clear(self) -> None:
+        """Delete everything there."""
         ...
 
 
@@ -131,6 +139,10 @@ class Folder:
         except OSError as error:
             raise _of_os(error, key) from error
 
+    def clear(self) -> None:
+        """See `Place`."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
     def _inside(self, key: str) -> Path:
         """The key's path; StorageError where a link or `..` in it leads out of the folder."""
         path = self.path / key
@@ -152,7 +164,6 @@ class Bucket:
             "client_options": {"timeout": timedelta(seconds=120), "connect_timeout": timedelta(seconds=10)},
         }
         self._store = from_url(url, **options)
-        self._lock = threading.Lock()
 
     def list(self, recursive: bool = True) -> Iterator[tuple[str, int]]:
         """See `Place`."""
@@ -210,6 +221,14 @@ class Bucket:
 
         with _of_bucket(key):
             yield from map(bytes, obstore.get(self._store, key).stream(min_chunk_size=1 << 20))
+
+    def clear(self) -> None:
+        """See `Place`."""
+        import obstore
+
+        with _of_bucket(self.url):
+            for page in obstore.list(self._store, chunk_size=1000):
+                obstore.delete(self._store, [each["path"] for each in page])
 
 
 class _of_bucket:  # a context manager, named for how it reads: `with _of_bucket(key):`
@@ -289,6 +308,6 @@ def check_places(source: str, target: str, roots: Sequence[str] | None) -> None:
     for name, url in (("input", source), ("output", target)):
         if roots is not None and not any(is_below(url, root) for root in roots):
             allowed = ", ".join(roots) or "none; SERVICE_STORAGE_ROOTS names them"
-            raise NotAllowed(f"{name} {url} is not below a folder or bucket that is allowed ({allowed})")
+            raise NotAllowed(f"{name} {url} is not below a folder or bucket that is allowed ({allowed})", name)
     if is_below(target, source) or is_below(source, target):
         raise NotAllowed(f"output {target} and input {source} must not lie one inside the other")

@@ -23,7 +23,6 @@ from service.plan import kept_record, named_format, output_format, output_key, p
 from service.storage import Place, StorageError, StorageTrouble
 from service.upscale import UpscaleOptions
 
-
 _log = logging.getLogger("service.jobs")
 
 
