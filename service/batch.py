@@ -206,7 +206,8 @@ def _watch(jobs: Jobs, id: str, crew: Crew, interrupted: threading.Event) -> Job
     with tqdm(unit="picture", desc="listing", dynamic_ncols=True, smoothing=0.05, disable=None) as bar:
         while True:
             status: JobStatus = persistently(lambda: jobs.status(id, 0))
-            for last, record in persistently(lambda after=last: jobs.failures(id, after)):  # type: ignore[misc]
+            for failed, record in persistently(lambda after=last: jobs.failures(id, after)):  # type: ignore[misc]
+                last = failed
                 tqdm.write(f"failed: {record['source']}: {record['error']}", file=sys.stderr)
             _show(bar, status)
             if status.state not in ACTIVE or not crew.alive():

@@ -4,13 +4,13 @@ import json
 import math
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import IntEnum
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, RowMapping, text
 
 from service.database import jobs, pictures
 from service.storage import is_below
@@ -243,7 +243,7 @@ class Jobs:
         with self.engine.connect() as connection:
             return _counts(connection, id)
 
-    def chunk(self, id: str, number: int) -> Sequence[Mapping[str, Any]]:
+    def chunk(self, id: str, number: int) -> Sequence[RowMapping]:
         """The pictures of a chunk that are still to be done, in the order of their keys."""
         which = (pictures.c.job == id) & (pictures.c.chunk == number) & (pictures.c.state == PictureState.PENDING)
         query = sa.select(pictures.c.key, pictures.c.source_bytes, pictures.c.attempts, pictures.c.verify).where(which)
@@ -278,7 +278,7 @@ class Jobs:
         with self.engine.begin() as connection:
             return connection.execute(_RECORD, values).rowcount == 1
 
-    def _lock(self, connection: Connection, id: str, states: Sequence[str]) -> Mapping[str, Any]:
+    def _lock(self, connection: Connection, id: str, states: Sequence[str]) -> RowMapping:
         row = connection.execute(sa.select(jobs).where(jobs.c.id == id).with_for_update()).mappings().first()
         if row is None:
             raise KeyError(id)
@@ -304,10 +304,10 @@ _RECORD = text(
 
 def _counts(connection: Connection, id: str) -> dict[int, int]:
     query = sa.select(pictures.c.state, sa.func.count()).where(pictures.c.job == id).group_by(pictures.c.state)
-    return {state: count for state, count in connection.execute(query).all()}
+    return {row.state: row[1] for row in connection.execute(query)}
 
 
-def _status(connection: Connection, row: Mapping[str, Any], failures: int) -> JobStatus:
+def _status(connection: Connection, row: RowMapping, failures: int) -> JobStatus:
     counts = _counts(connection, row["id"])
     now = time.time()
     mine = pictures.c.job == row["id"]

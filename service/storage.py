@@ -18,6 +18,7 @@ from typing import Any, Protocol
 _BUCKET = re.compile(r"(s3|gs|az)://[^/]+")
 _PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EAGAIN, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT}
 _TEMPORARY = ".part-"
+_CLOUDS = ("AWS", "GOOGLE", "AZURE")
 _count = itertools.count()
 
 
@@ -40,7 +41,10 @@ class NotAllowed(ValueError):
 class Place(Protocol):
     """A folder or a prefix of a bucket. Keys are relative, with `/` between their parts."""
 
-    url: str
+    @property
+    def url(self) -> str:
+        """Its name, as it was given."""
+        ...
 
     def list(self, recursive: bool = True) -> Iterator[tuple[str, int]]:
         """Each file's key and size in bytes, in no order. Links and files being written are left out."""
@@ -158,12 +162,22 @@ class Bucket:
     def __init__(self, url: str) -> None:
         from obstore.store import from_url
 
-        self.url = url
+        self._url = url
+        plain = any(os.environ.get(f"{cloud}_ALLOW_HTTP", "").lower() in ("1", "true") for cloud in _CLOUDS)
         options: dict[str, Any] = {
             "retry_config": {"max_retries": 8, "retry_timeout": timedelta(seconds=60)},
-            "client_options": {"timeout": timedelta(seconds=120), "connect_timeout": timedelta(seconds=10)},
+            "client_options": {
+                "timeout": timedelta(seconds=120),
+                "connect_timeout": timedelta(seconds=10),
+                "allow_http": plain,
+            },
         }
         self._store = from_url(url, **options)
+
+    @property
+    def url(self) -> str:
+        """The prefix's address."""
+        return self._url
 
     def list(self, recursive: bool = True) -> Iterator[tuple[str, int]]:
         """See `Place`."""
