@@ -219,7 +219,7 @@ class Jobs:
             size = max(1, min(MAX_CHUNK, math.ceil(len(keys) / 64)))
             first = row["next_chunk"]
             for number, start in enumerate(range(0, len(keys), size), first):
-                span = pictures.c.key.between(keys[start], keys[min(start + size, len(keys)) - 1])
+                span = (pictures.c.key >= keys[start]) & (pictures.c.key <= keys[min(start + size, len(keys)) - 1])
                 connection.execute(sa.update(pictures).where(which & span).values(chunk=number))
                 self.enqueue(connection, CHUNKS, "upscale_chunk", f"{id}:{number}", id, number)
                 first = number + 1

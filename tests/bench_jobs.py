@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import psutil
@@ -86,8 +86,9 @@ def kills(bench: Bench, count: int, number: int) -> str:
     while done < number and bench.jobs.status(id, 0).state in ACTIVE:
         status = bench.jobs.status(id, 0)
         if status.done * (number + 1) >= done * count and (pids := bench.crew.pids()):
-            os.kill(draw.choice(pids), signal.SIGKILL)
-            done += 1
+            with suppress(ProcessLookupError):
+                os.kill(draw.choice(pids), signal.SIGKILL)
+                done += 1
         time.sleep(draw.uniform(0.05, 0.5))
     status = bench.wait(id)
     lines = Counter(line.split()[0] for line in bench.log.read_text().splitlines()[calm:])
