@@ -5,6 +5,7 @@ import math
 import time
 import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from enum import IntEnum
 from typing import Any
@@ -214,17 +215,18 @@ class Jobs:
         """Put the pending pictures that are in no chunk into chunks, queue those, and let the job run."""
         with self.engine.begin() as connection:
             row = self._lock(connection, id, ACTIVE)
-            which = (pictures.c.job == id) & (pictures.c.state == PictureState.PENDING) & (pictures.c.chunk == 0)
-            keys = connection.execute(sa.select(pictures.c.key).where(which).order_by(pictures.c.key)).scalars().all()
-            size = max(1, min(MAX_CHUNK, math.ceil(len(keys) / 64)))
-            first = row["next_chunk"]
-            for number, start in enumerate(range(0, len(keys), size), first):
-                span = (pictures.c.key >= keys[start]) & (pictures.c.key <= keys[min(start + size, len(keys)) - 1])
-                connection.execute(sa.update(pictures).where(which & span).values(chunk=number))
-                self.enqueue(connection, CHUNKS, "upscale_chunk", f"{id}:{number}", id, number)
-                first = number + 1
-            total = sa.select(sa.func.count()).select_from(pictures).where(pictures.c.job == id).scalar_subquery()
-            values = {"state": "running", "total": total, "next_chunk": first}
+            waiting = connection.execute(_WAITING, {"job": id}).scalar_one()
+            size = max(1, min(MAX_CHUNK, math.ceil(waiting / 64)))
+            first, number = row["next_chunk"], math.ceil(waiting / size)
+            connection.execute(_ASSIGN, {"job": id, "first": first, "size": size})
+            for chunk in range(first, first + number):
+                self.enqueue(connection, CHUNKS, "upscale_chunk", f"{id}:{chunk}", id, chunk)
+            counts = {state.name.lower(): 0 for state in PictureState} | {
+                PictureState(state).name.lower(): count for state, count in connection.execute(_COUNTS, {"job": id})
+            }
+            total = sum(counts.values())
+            counts.pop("pending")
+            values = {"state": "running", "total": total, "next_chunk": first + number, **counts}
             connection.execute(sa.update(jobs).where(jobs.c.id == id).values(values))
 
     def fail(self, id: str, reason: str) -> None:
@@ -238,11 +240,6 @@ class Jobs:
         with self.engine.begin() as connection:
             connection.execute(sa.update(jobs).where(jobs.c.id == id).values(note=note))
 
-    def counts(self, id: str) -> dict[int, int]:
-        """How many pictures stand where."""
-        with self.engine.connect() as connection:
-            return _counts(connection, id)
-
     def chunk(self, id: str, number: int) -> Sequence[RowMapping]:
         """The pictures of a chunk that are still to be done, in the order of their keys."""
         which = (pictures.c.job == id) & (pictures.c.chunk == number) & (pictures.c.state == PictureState.PENDING)
@@ -255,13 +252,13 @@ class Jobs:
 
         False where the chunk is not this worker's any more: the job was cancelled or the worker given up for dead.
         """
-        with self.engine.begin() as connection:
+        with self._soon() as connection:
             values = {"job": id, "key": key, "chunk": number, "owner": owner}
             return connection.execute(_BEGIN, values).rowcount == 1
 
     def give_back(self, id: str, key: str, owner: str) -> None:
-        """Take an attempt back that ended before it began, because the worker stops."""
-        with self.engine.begin() as connection:
+        """Take an attempt back that the worker outlived, and that came to no result yet."""
+        with self._soon() as connection:
             connection.execute(_GIVE_BACK, {"job": id, "key": key, "owner": owner})
 
     def record(self, id: str, key: str, owner: str, state: PictureState, record: dict[str, Any]) -> bool:
@@ -275,8 +272,20 @@ class Jobs:
             "bytes": record.get("output_bytes"),
             "record": json.dumps(record, ensure_ascii=False),
         }
+        with self._soon() as connection:
+            if connection.execute(_RECORD, values).rowcount != 1:
+                return False
+            column = jobs.c[state.name.lower()]
+            connection.execute(sa.update(jobs).where(jobs.c.id == id).values({column: column + 1}))
+            return True
+
+    @contextmanager
+    def _soon(self) -> Iterator[Connection]:
+        """A transaction that Postgres need not have on its disk at once: lost in a crash, a picture is done again."""
         with self.engine.begin() as connection:
-            return connection.execute(_RECORD, values).rowcount == 1
+            if self.engine.dialect.name == "postgresql":
+                connection.execute(text("SET LOCAL synchronous_commit TO OFF"))
+            yield connection
 
     def _lock(self, connection: Connection, id: str, states: Sequence[str]) -> RowMapping:
         row = connection.execute(sa.select(jobs).where(jobs.c.id == id).with_for_update()).mappings().first()
@@ -302,19 +311,23 @@ _RECORD = text(
 )
 
 
-def _counts(connection: Connection, id: str) -> dict[int, int]:
-    query = sa.select(pictures.c.state, sa.func.count()).where(pictures.c.job == id).group_by(pictures.c.state)
-    return {row.state: row[1] for row in connection.execute(query)}
+_WAITING = text("SELECT count(*) FROM sr3_pictures WHERE job = :job AND state = 0 AND chunk = 0")
+_ASSIGN = text(
+    """UPDATE sr3_pictures SET chunk = :first + numbered.place / :size
+    FROM (SELECT key, row_number() OVER (ORDER BY key) - 1 AS place FROM sr3_pictures
+          WHERE job = :job AND state = 0 AND chunk = 0) AS numbered
+    WHERE sr3_pictures.job = :job AND sr3_pictures.key = numbered.key"""
+)
+_COUNTS = text("SELECT state, count(*) FROM sr3_pictures WHERE job = :job GROUP BY state")
 
 
 def _status(connection: Connection, row: RowMapping, failures: int) -> JobStatus:
-    counts = _counts(connection, row["id"])
     now = time.time()
     mine = pictures.c.job == row["id"]
     recent = mine & (pictures.c.state == PictureState.DONE) & (pictures.c.finished > now - _RATE_SECONDS)
     number, first = connection.execute(sa.select(sa.func.count(), sa.func.min(pictures.c.finished)).where(recent)).one()
     rate = number / max(now - first, 1.0) if number > 1 and row["state"] in ACTIVE else None
-    pending = counts.get(PictureState.PENDING, 0)
+    pending = row["total"] - row["done"] - row["failed"] - row["kept"]
     failed = sa.select(pictures.c.record).where(mine & (pictures.c.state == PictureState.FAILED))
     lines = (
         connection.execute(failed.order_by(pictures.c.finished.desc()).limit(failures)).scalars() if failures else ()
@@ -326,10 +339,10 @@ def _status(connection: Connection, row: RowMapping, failures: int) -> JobStatus
         finished=row["finished"],
         spec=JobSpec.from_json(row["spec"]),
         upload=bool(row["upload"]),
-        total=sum(counts.values()) if row["state"] == "planning" else row["total"],
-        done=counts.get(PictureState.DONE, 0),
-        failed=counts.get(PictureState.FAILED, 0),
-        kept=counts.get(PictureState.KEPT, 0),
+        total=row["total"],
+        done=row["done"],
+        failed=row["failed"],
+        kept=row["kept"],
         rate=rate,
         left=pending / rate if rate else None,
         note=row["note"],

@@ -23,9 +23,9 @@ def write_manifest(jobs: Jobs, id: str) -> None:
     Lines of earlier jobs into the same output stay, and a picture that was kept keeps the line that says how it was
     made.
     """
-    counts = jobs.counts(id)
-    finished = sum(counts.values()) - counts.get(PictureState.PENDING, 0)
-    target = open_place(jobs.spec(id).output)
+    status = jobs.status(id, 0)
+    finished = status.total - status.pending
+    target = open_place(status.spec.output)
     target.write(MANIFEST, _parts(_merged(jobs.records(id), _sorted_lines(target))))
     idle = ~sa.exists().where((pictures.c.job == id) & (pictures.c.state == PictureState.PENDING))
     mine = sa.update(jobs_table).where(jobs_table.c.id == id)
@@ -42,14 +42,12 @@ def manifest_due(jobs: Jobs, id: str, stopped: bool = False) -> None:
     One at a time is written, and each state of a job once. By tenths, what is written in all stays a small multiple of
     the manifest's final size.
     """
-    counts = jobs.counts(id)
-    pending = counts.get(PictureState.PENDING, 0)
-    finished = sum(counts.values()) - pending
     with jobs.engine.begin() as connection:
-        query = sa.select(jobs_table.c.manifested, jobs_table.c.next_chunk).where(jobs_table.c.id == id)
-        row = connection.execute(query.with_for_update()).first()
+        row = connection.execute(sa.select(jobs_table).where(jobs_table.c.id == id).with_for_update()).first()
         if row is None:
             return
+        finished = row.done + row.failed + row.kept
+        pending = row.total - finished
         grown = finished >= 100 and finished >= 1.1 * row.manifested
         if pending == 0 or stopped or grown:
             if grown:

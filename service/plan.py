@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 
 from service.database import pictures
 from service.jobs import Jobs, JobSpec, PictureState
@@ -125,8 +126,8 @@ def plan(jobs: Jobs, id: str) -> None:
             verify = vouched.get(output) != (size, there[output])
             state = PictureState.PENDING if verify else PictureState.KEPT
         record = None if state is PictureState.PENDING else json.dumps(kept_record(spec, key, size, there[output]))
-        row = {"job": id, "key": key, "size": size, "state": int(state), "verify": verify, "record": record}
-        batch.append({**row, "bytes": there.get(output) if state is PictureState.KEPT else None})
+        kept = there[output] if state is PictureState.KEPT else None
+        batch.append(_row(id, key, size, state, verify, kept, record))
         if len(batch) == 5000:
             _insert(jobs, batch)
             batch = []
@@ -160,25 +161,22 @@ def _unusable(key: str) -> str | None:
 def _refused(id: str, key: str, size: int, output: str, reason: str) -> dict[str, Any]:
     key, output = (each.encode("utf-8", "backslashreplace").decode() for each in (key, output))
     record = {"source": key, "output": output, "state": "failed", "source_bytes": size, "error": reason}
-    state = {"state": int(PictureState.FAILED), "verify": False, "record": json.dumps(record), "bytes": None}
-    return {"job": id, "key": key, "size": size, **state}
+    return _row(id, key, size, PictureState.FAILED, False, None, json.dumps(record))
 
 
-_INSERT = sa.text(
-    """INSERT INTO sr3_pictures (job, key, source_bytes, output_bytes, state, verify, chunk, attempts, finished, record)
-    VALUES (:job, :key, :size, :bytes, :state, :verify, 0, 0, :now, :record)
-    ON CONFLICT (job, key) DO UPDATE SET source_bytes = excluded.source_bytes, output_bytes = excluded.output_bytes,
-    state = excluded.state, verify = excluded.verify, chunk = 0, attempts = 0, finished = excluded.finished,
-    record = excluded.record"""
-)
+def _row(
+    id: str, key: str, size: int, state: PictureState, verify: bool, output_bytes: int | None, record: str | None
+) -> dict[str, Any]:
+    values = {"job": id, "key": key, "source_bytes": size, "output_bytes": output_bytes, "state": int(state)}
+    return {**values, "verify": verify, "record": record, "finished": time.time() if record else None}
 
 
 def _insert(jobs: Jobs, batch: list[dict[str, Any]]) -> None:
-    if batch:
+    """Write rows down, in place of those of the same keys; many to a statement, which Postgres is glad of."""
+    kind = postgresql.insert if jobs.engine.dialect.name == "postgresql" else sqlite.insert
+    for start in range(0, len(batch), 500):
+        rows = [{**row, "chunk": 0, "attempts": 0, "owner": None} for row in batch[start : start + 500]]
+        statement: Any = kind(pictures).values(rows)
+        changed = {name: statement.excluded[name] for name in rows[0] if name not in ("job", "key")}
         with jobs.engine.begin() as connection:
-            connection.execute(_INSERT, [{**row, "now": time.time() if row["record"] else None} for row in batch])
-
-
-def check_input(spec: JobSpec) -> None:
-    """StorageError where the input cannot be listed."""
-    next(iter(open_place(spec.input).list(spec.recursive)), None)
+            connection.execute(statement.on_conflict_do_update(index_elements=["job", "key"], set_=changed))

@@ -9,6 +9,7 @@ import itertools
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -214,19 +215,15 @@ class Bucket:
         """See `Place`. A put is atomic; what is streamed goes up in parts that appear together at the end."""
         import obstore
 
-        size = 0
-
-        def counted() -> Iterator[bytes]:
-            nonlocal size
-            for part in [parts] if isinstance(parts, bytes) else parts:
-                size += len(part)
-                yield part
-
-        with _of_bucket(key):
-            if isinstance(parts, bytes):
+        if isinstance(parts, bytes):
+            with _of_bucket(key):
                 obstore.put(self._store, key, parts)
-                return len(parts)
-            obstore.put(self._store, key, counted())
+            return len(parts)
+        with tempfile.TemporaryFile() as file:  # the parts may come from a bucket, which obstore cannot do within a put
+            size = sum(file.write(part) for part in parts)
+            file.seek(0)
+            with _of_bucket(key):
+                obstore.put(self._store, key, file)
         return size
 
     def stream(self, key: str) -> Iterator[bytes]:

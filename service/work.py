@@ -38,11 +38,11 @@ class Ledger(Protocol):
     """Where a chunk's pictures are claimed and their results written down."""
 
     def begin(self, key: str) -> bool:
-        """Count an attempt; False where the chunk is to be left alone from now on."""
+        """Count an attempt, before what might end the process; False where the chunk is to be left from now on."""
         ...
 
     def give_back(self, key: str) -> None:
-        """Take back an attempt that ended before it began."""
+        """Take an attempt back that the process outlived, and that came to no result yet."""
         ...
 
     def record(self, key: str, state: PictureState, record: dict[str, Any]) -> None:
@@ -119,8 +119,8 @@ class Studio:
         self.stop = stop
         self.budget = Budget(limits.bytes_in_hand)
         self.writers = ThreadPoolExecutor(2, "writer")
-        self._upscaler = upscaler
-        self._device = threading.Lock()
+        self.upscaler = upscaler
+        self.device = threading.Lock()
 
     def run(self, spec: JobSpec, source: Place, target: Place, tasks: Sequence[Task], ledger: Ledger) -> bool:
         """Do these pictures; False where it ended before the last, by `stop` or by the ledger's word.
@@ -131,11 +131,6 @@ class Studio:
         suspects = [task for task in tasks if task.attempts]
         fresh = [task for task in tasks if not task.attempts]
         return all(chunk.run([task]) for task in suspects) and chunk.run(fresh)
-
-    def enlarge(self, pictures: Sequence[Picture], seeds: Sequence[int], options: UpscaleOptions) -> list[Picture]:
-        """The upscaler's results, one caller at a time."""
-        with self._device:
-            return self._upscaler.upscale(pictures, seeds, options)
 
 
 class _Chunk:
@@ -199,6 +194,7 @@ class _Chunk:
             height, width = picture.pixels.shape[:2]
             record |= {"size": [width, height]}
             self._check(task, picture)
+            self.ledger.give_back(task.key)  # while it waits for the device, a death is not its doing
         except Stopped:
             self.ledger.give_back(task.key)
             return None
@@ -239,13 +235,23 @@ class _Chunk:
 
     def _enlarge(self, batch: list[_Loaded]) -> list[Future[None]]:
         """Enlarge a batch and hand its results to the writers. Where that fails, each of it is tried alone."""
+        studio = self.studio
         seeds = [picture_seed(self.spec.seed, item.task.key) for item in batch]
-        began = time.perf_counter()
-        try:
-            results = self.studio.enlarge([item.picture for item in batch], seeds, self.spec.options)
-        except Exception as error:
-            _log.warning("enlarging %s: %s: %s", batch[0].task.key, type(error).__name__, error)
-            return [future for item in batch for future in self._again(item, error)]
+        with studio.device:
+            begun = [item for item in batch if self.ledger.begin(item.task.key)]
+            if len(begun) < len(batch):
+                self.left.set()
+                self._drop(batch, begun)
+                return []
+            began = time.perf_counter()
+            problem: Exception | None = None
+            try:
+                results = studio.upscaler.upscale([item.picture for item in batch], seeds, self.spec.options)
+            except Exception as error:
+                _log.warning("enlarging %s: %s: %s", batch[0].task.key, type(error).__name__, error)
+                problem = error
+        if problem is not None:
+            return [future for item in batch for future in self._again(item, problem)]
         share = (time.perf_counter() - began) / len(batch)
         return [
             self.studio.writers.submit(self._write, item, result, seed, share)
@@ -257,12 +263,9 @@ class _Chunk:
         attempts = item.task.attempts + 1
         if attempts >= MAX_ATTEMPTS:
             self._fail(item.task, item.record, f"{type(error).__name__}: {error}"[:500])
-        elif self.ledger.begin(item.task.key):
-            return self._enlarge([replace(item, task=replace(item.task, attempts=attempts))])
-        else:
-            self.left.set()
-        self.studio.budget.free(item.cost)
-        return []
+            self.studio.budget.free(item.cost)
+            return []
+        return self._enlarge([replace(item, task=replace(item.task, attempts=attempts))])
 
     def _write(self, item: _Loaded, result: Picture, seed: int, seconds: float) -> None:
         """Encode and write a result, then write down that it is there."""
@@ -323,9 +326,10 @@ class _Chunk:
         known = {"source": task.key, "output": output, "state": "failed", "source_bytes": task.source_bytes}
         self.ledger.record(task.key, PictureState.FAILED, {**known, **record, "error": error})
 
-    def _drop(self, batch: list[_Loaded]) -> None:
-        for item in batch:
+    def _drop(self, batch: list[_Loaded], begun: Sequence[_Loaded] = ()) -> None:
+        for item in begun:
             self.ledger.give_back(item.task.key)
+        for item in batch:
             self.studio.budget.free(item.cost)
 
 

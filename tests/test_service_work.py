@@ -183,14 +183,14 @@ def test_one_failure_does_not_spoil_its_batch() -> None:
     states = {key: state for key, (state, _) in ledger.records.items()}
     done, failed = PictureState.DONE, PictureState.FAILED
     assert states == {"0.png": done, "1.png": failed, "2.png": done}
-    assert ledger.begun.count("1.png") == 3
+    assert ledger.begun.count("1.png") - ledger.returned.count("1.png") == 3
 
 
 def test_a_picture_that_ended_its_worker_three_times_is_given_up_and_suspects_go_first_and_alone() -> None:
     source = Memory({f"{index}.png": picture_bytes(index) for index in range(4)})
     tasks = [Task("0.png", 1), Task("1.png", 1, attempts=1), Task("2.png", 1, attempts=3), Task("3.png", 1)]
     ledger, _, _ = run(source, tasks=tasks, limits=Limits(2**24, batch=4))
-    assert ledger.begun == ["1.png", "2.png", "0.png", "3.png"]
+    assert list(dict.fromkeys(ledger.begun)) == ["1.png", "2.png", "0.png", "3.png"]
     assert "3 attempts ended the worker" in ledger.records["2.png"][1]["error"]
     assert ledger.records["1.png"][0] is PictureState.DONE
 
