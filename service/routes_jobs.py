@@ -5,6 +5,7 @@ import tempfile
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from enum import IntEnum
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Body, FastAPI, Query, Request, Response
@@ -28,12 +29,19 @@ _EVERY = 0.5
 _T = TypeVar("_T")
 
 
+class Factor(IntEnum):
+    """How many times wider and higher a result is."""
+
+    X4 = 4
+    X16 = 16
+
+
 class JobSettings(BaseModel):
     """How the pictures of a job are enlarged and chosen; the same as the flags of `python -m service.batch`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    factor: Literal[4, 16] = Field(default=4, description="how many times wider and higher", examples=[4])
+    factor: Factor = Field(default=Factor.X4, description="how many times wider and higher", examples=[4])
     steps: int | None = Field(default=None, ge=0, le=50, description="0: faithful; more add texture", examples=[4])
     scheduler: Literal["DDIM", "DDPM", "DPMSolver++", "Euler", "LMS", "UniPC"] | None = Field(
         default=None, description="null: the model's own", examples=["DDIM"]
@@ -216,7 +224,7 @@ def _spec(
     settings: Settings, source: str, target: str, asked: JobSettings, recursive: bool, overwrite: bool
 ) -> JobSpec:
     options = UpscaleOptions(
-        factor=asked.factor,
+        factor=int(asked.factor),
         steps=settings.sr_steps if asked.steps is None else asked.steps,  # here, so that every worker takes the same
         scheduler=asked.scheduler,
         aug_level=asked.aug_level,
