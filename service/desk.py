@@ -34,11 +34,13 @@ class Desk:
                 self._jobs = Jobs(open_database(database_url(self.data_dir, self.settings.database_url)))
             return self._jobs
 
+    def begun(self) -> bool:
+        """Whether there can be jobs: a SQLite database is made with the first."""
+        return self.settings.database_url is not None or (self.data_dir / "jobs.sqlite").exists()
+
     def resume(self) -> None:
-        """Have workers for what an earlier server left unfinished; without a database yet, there is nothing."""
-        if self.settings.database_url is None and not (self.data_dir / "jobs.sqlite").exists():
-            return
-        if self._workers() and self.jobs.unfinished():
+        """Have workers for what an earlier server left unfinished."""
+        if self.begun() and self._workers() and self.jobs.unfinished():
             self.wake()
 
     def wake(self) -> None:

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from enum import IntEnum
 from typing import Annotated, Any, Literal, TypeVar
 
-from fastapi import APIRouter, Body, FastAPI, Query, Request, Response
+from fastapi import APIRouter, Body, Depends, FastAPI, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, ConfigDict, Field
@@ -163,6 +163,8 @@ def _add_watching(router: APIRouter, desk: Desk) -> None:
     @router.get("")
     def all_jobs(limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> list[JobView]:
         """The latest jobs, the newest first, without their failures."""
+        if not desk.begun():
+            return []
         return [_view(status) for status in _asked(lambda: desk.jobs.all(limit))]
 
     @router.get("/{id}")
@@ -170,8 +172,11 @@ def _add_watching(router: APIRouter, desk: Desk) -> None:
         """A job as it stands."""
         return _view(_asked(lambda: desk.jobs.status(id)))
 
+    def known(id: str) -> str:
+        return _asked(lambda: desk.jobs.status(id, 0)).id  # before the answer begins: 404
+
     @router.get("/{id}/events", response_class=EventSourceResponse)
-    async def events(id: str) -> AsyncIterator[ServerSentEvent]:
+    async def events(id: Annotated[str, Depends(known)]) -> AsyncIterator[ServerSentEvent]:
         """The job at once and whenever it changed, as server-sent events, until it is over."""
         last: JobView | None = None
         while last is None or last.state in ACTIVE:

@@ -59,6 +59,8 @@ def over(client: httpx.Client, id: str) -> bool:
 
 
 def test_a_job_from_folder_to_folder_is_made_watched_and_forgotten(client: httpx.Client, root: Path) -> None:
+    assert client.get("/jobs").json() == []
+    assert not (root / "data").exists()
     fill(root / "free" / "in", 5)
     (root / "free" / "in" / "broken.png").write_bytes(picture_bytes(1, first=BROKEN))
     body = {"input": str(root / "free" / "in"), "output": str(root / "free" / "out"), "steps": 0}
@@ -83,7 +85,8 @@ def test_a_job_from_folder_to_folder_is_made_watched_and_forgotten(client: httpx
     assert (job["done"], job["failed"], job["failures"]) == (6, 0, [])
     assert problem(client.post(f"/jobs/{id}/cancel")).status == 409
     assert client.delete(f"/jobs/{id}").status_code == 204
-    assert problem(client.get(f"/jobs/{id}")).status == 404
+    for path in (f"/jobs/{id}", f"/jobs/{id}/events", f"/jobs/{id}/result.zip"):
+        assert problem(client.get(path)).status == 404
     assert len(list((root / "free" / "out").iterdir())) == 7
 
 
