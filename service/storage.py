@@ -91,7 +91,7 @@ class Folder:
             try:
                 entries = os.scandir(self.path / below)
             except OSError as error:
-                raise _of_os(error, below or ".") from error
+                raise _of_os(error, str(self.path / below)) from error
             with entries:
                 for entry in entries:
                     if entry.is_symlink() or _TEMPORARY in entry.name:

@@ -193,9 +193,9 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="bench-jobs-"))
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        postgres = Postgres(folder) if asked.postgres else None
+        postgres = Postgres() if asked.postgres else None
         if postgres:
-            stack.callback(postgres.stop)
+            stack.callback(postgres.close)
         command = [sys.executable, "-m", "service.job_worker"] if asked.campaign == "throughput" else FAKE
         bench = Bench(folder, postgres, workers, command, seconds)
         stack.callback(bench.close)

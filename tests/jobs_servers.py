@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,9 +23,9 @@ def free_port() -> int:
 
 
 class Postgres:
-    """A cluster in `folder`, owned by the postgres user where the tests run as root, on loopback."""
+    """A cluster in a folder of its own, owned by the postgres user where the tests run as root, on loopback."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self) -> None:
         places = [
             *sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True),
             Path("/usr/bin"),
@@ -33,16 +34,13 @@ class Postgres:
         found = [place for place in places if (place / "initdb").exists()]
         if not found:
             pytest.skip("Postgres is not installed: apt-get install postgresql")
+        folder = Path(tempfile.mkdtemp(prefix="postgres-"))  # pytest keeps its folders to their owner
         self._bin, self._data, self.port = found[0], folder / "cluster", free_port()
         self._user: dict[str, object] = {}
         if os.getuid() == 0:
             owner = pwd.getpwnam("postgres")
             self._user = {"user": owner.pw_uid, "group": owner.pw_gid, "extra_groups": []}
-            for each in (folder, *folder.parents):  # pytest keeps its folders to their owner
-                if each.stat().st_uid == 0 and str(each).startswith("/tmp/"):
-                    each.chmod(each.stat().st_mode | 0o011)
-            self._data.mkdir()
-            shutil.chown(self._data, "postgres", "postgres")
+            shutil.chown(folder, "postgres", "postgres")
         self._run("initdb", "--pgdata", self._data, "--auth", "trust", "--username", "postgres", "--no-sync")
         self.start()
         self.url = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
@@ -57,6 +55,11 @@ class Postgres:
     def stop(self) -> None:
         """Stop it at once, as a crash would."""
         self._run("pg_ctl", "--pgdata", self._data, "--wait", "--mode", "immediate", "stop")
+
+    def close(self) -> None:
+        """Stop it and remove its folder."""
+        self.stop()
+        shutil.rmtree(self._data.parent, ignore_errors=True)
 
     def _run(self, program: str, *arguments: object) -> None:
         command = [str(self._bin / program), *map(str, arguments)]

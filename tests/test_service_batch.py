@@ -95,7 +95,7 @@ def test_interrupted_or_killed_it_goes_on_where_it_stopped(tmp_path: Path, end: 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["none", "out"], "none: No such file"),
+        (["none", "out"], "/none: No such file"),
         (["empty", "out"], "holds no pictures that match; --recursive looks into folders below"),
         (["in", "in/out"], "must not lie one inside the other"),
         (["in", "http://host/out"], "neither a folder nor"),
@@ -124,12 +124,12 @@ def test_bad_start_is_one_line_and_status_2(
 def test_a_dry_run_counts_and_does_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fill(tmp_path / "in", 4, 100)
+    fill(tmp_path / "in", 4, 200)
     (tmp_path / "in" / "empty.png").write_bytes(b"")
     monkeypatch.chdir(tmp_path)
     assert main(["in", "out", "--dry-run"], [], load) == 0
     out = capsys.readouterr().out
-    assert out.startswith("5 pictures, 1 of them unreadable; 0.1 megapixels, 0.9 when enlarged; about 0:00:0")
+    assert out.startswith("5 pictures, 1 of them unreadable; 0.2 megapixels, 2.7 when enlarged; about 0:00:0")
     assert not (tmp_path / "out").exists()
 
 
