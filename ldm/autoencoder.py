@@ -47,14 +47,20 @@ def lower_bound(target: Tensor, output: Tensor, mean: Tensor, log_variance: Tens
 
 
 class Autoencoding(nn.Module):
-    """One forward pass of training: images and the noise of the posterior to output, mean and log-variance."""
+    """One forward pass of training: images and the noise of the posterior to output, mean and log-variance.
 
-    def __init__(self, autoencoder: AutoencoderKL) -> None:
+    With `decoder_only` the encoder is frozen: the latents, and so a U-Net that was trained on them, stay valid.
+    """
+
+    def __init__(self, autoencoder: AutoencoderKL, decoder_only: bool = False) -> None:
         super().__init__()
-        self.autoencoder = autoencoder
+        self.autoencoder, self.decoder_only = autoencoder, decoder_only
+        for part in (autoencoder.encoder, autoencoder.quant_conv):
+            part.requires_grad_(not decoder_only)
 
     def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        posterior = self.autoencoder.encode(images).latent_dist
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.decoder_only):
+            posterior = self.autoencoder.encode(images).latent_dist
         latents = posterior.mean + posterior.std * noise
         return self.autoencoder.decode(latents).sample, posterior.mean, posterior.logvar
 
@@ -84,7 +90,10 @@ def encode_all(autoencoder: AutoencoderKL, placed: np.ndarray, batch: int = 256)
 
 
 def train_autoencoder(config: "AutoencoderConfig") -> None:
-    """Train, and write OUT/vae with its scaling factor set so that latents have unit variance."""
+    """Train, and write OUT/vae with its scaling factor set so that latents have unit variance (with `decoder_only`
+    it stays what it was). Raises ValueError for `decoder_only` without `init`."""
+    if config.decoder_only and not config.init:
+        raise ValueError("decoder_only keeps the encoder that it starts from: give init, a vae directory")
     pictures, records, _ = load_pack(config.pack)
     seen = np.array([i for i, r in enumerate(records) if not r.held_out])
     weights = np.array([2.0 if records[i].everyday else 1.0 for i in seen])
@@ -96,7 +105,8 @@ def train_autoencoder(config: "AutoencoderConfig") -> None:
     if config.init:
         autoencoder = AutoencoderKL.from_pretrained(config.init, dtype=torch.float32)
     autoencoder.set_attn_processor(AttnProcessor())
-    model = Autoencoding(autoencoder).to(device)  # contiguous: group norm's backward is slow on channels-last
+    # contiguous: group norm's backward is slow on channels-last
+    model = Autoencoding(autoencoder, config.decoder_only).to(device)
     size = autoencoder.config.sample_size // 8
     held_out = to_tensor(placed_batch(pictures, records, kept, (config.seed, 1)))
 
@@ -104,7 +114,7 @@ def train_autoencoder(config: "AutoencoderConfig") -> None:
         rng = np.random.default_rng([config.seed, 0, step])
         chosen = rng.choice(seen, config.loop.batch_size, p=weights / weights.sum())
         images = to_tensor(placed_batch(pictures, records, chosen, (config.seed, 0, step))[rows]).to(device)
-        shape = (config.loop.batch_size, config.latent_channels, size, size)
+        shape = (config.loop.batch_size, autoencoder.config.latent_channels, size, size)
         noise = torch.randn(shape, generator=generator(config.seed, step))[rows].to(device)
         with torch.autocast(device.type, torch.bfloat16):
             output, mean, log_variance = run(images, noise)
@@ -117,7 +127,8 @@ def train_autoencoder(config: "AutoencoderConfig") -> None:
     def on_save(step: int) -> dict[str, Tensor]:
         means = encode_all(autoencoder, ((held_out.permute(0, 2, 3, 1) + 1) * 127.5).round().byte().numpy())
         std = float((means / autoencoder.config.scaling_factor).std())
-        autoencoder.register_to_config(scaling_factor=round(1 / std, 4))
+        if not config.decoder_only:
+            autoencoder.register_to_config(scaling_factor=round(1 / std, 4))
         autoencoder.save_pretrained(config.out / "vae", max_shard_size="15MB")
         output = autoencoder(held_out.to(device)).sample.float().cpu()
         print(f"\nstep {step}: held-out PSNR {psnr(held_out, output):.2f} dB, latent std {std:.3f}", flush=True)

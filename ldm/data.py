@@ -56,6 +56,9 @@ class Placement:
     """Of the drawing's free room to the right and below, from 0 to 1."""
 
 
+PLAIN = Placement("white", None, False, 1.0, (0.5, 0.5))
+
+
 def sample_placement(rng: np.random.Generator, drawing: Drawing) -> Placement:
     """Draw a placement: mostly white ground, the natural colour, the whole size. A small model learns things before
     their variations, so these are few."""

@@ -22,6 +22,8 @@ class AutoencoderConfig:
     out: Path
     init: Path | None = None
     """A `vae` directory to start from."""
+    decoder_only: bool = False
+    """Freeze the encoder of `init`, so that its latents stay valid for an existing U-Net."""
     latent_channels: int = 12
     kl_weight: float = 1e-3
     """Of the Kullback-Leibler term in nats per latent number, against the mean absolute error."""
@@ -50,6 +52,20 @@ class DiffusionConfig:
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(batch_size=128, steps=60_000, warmup=500))
 
 
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """The judge of ldm.evaluate: a network that names drawings."""
+
+    pack: Path
+    out: Path
+    everyday_only: bool = False
+    """Only the names in ldm/everyday.txt, in place of all."""
+    seed: int = 0
+    loop: LoopConfig = field(
+        default_factory=lambda: LoopConfig(batch_size=64, steps=3000, warmup=100, learning_rate=2e-3, save_every=500)
+    )
+
+
 def _from_json(path: Path) -> AutoencoderConfig | DiffusionConfig:
     """A configuration from a file, for machines without tyro. Unknown keys are errors."""
     values = json.loads(path.read_text())
@@ -60,11 +76,15 @@ def _from_json(path: Path) -> AutoencoderConfig | DiffusionConfig:
     return dataclasses.replace(defaults, loop=dataclasses.replace(defaults.loop, **values.get("loop", {})))
 
 
-def main(config: AutoencoderConfig | DiffusionConfig) -> None:
+def main(config: AutoencoderConfig | DiffusionConfig | ClassifierConfig) -> None:
     if isinstance(config, AutoencoderConfig):
         from ldm.autoencoder import train_autoencoder
 
         train_autoencoder(config)
+    elif isinstance(config, ClassifierConfig):
+        from ldm.classifier import train_classifier
+
+        train_classifier(config)
     else:
         from ldm.diffusion import train_diffusion
 
@@ -79,4 +99,5 @@ if __name__ == "__main__":
 
         stage_one = Annotated[AutoencoderConfig, tyro.conf.subcommand("autoencoder")]
         stage_two = Annotated[DiffusionConfig, tyro.conf.subcommand("diffusion")]
-        main(tyro.cli(stage_one | stage_two, description=__doc__))
+        judge = Annotated[ClassifierConfig, tyro.conf.subcommand("classifier")]
+        main(tyro.cli(stage_one | stage_two | judge, description=__doc__))

@@ -1,16 +1,20 @@
 """`python -m service`: read the settings, take the port, load the models, answer."""
 
-import logging
+import os
 import socket
 import sys
 from collections.abc import Sequence
-from concurrent.futures import Future
+from types import FrameType
+from typing import Any
 
 import uvicorn
 
-from service.app import CascadeFactory, create_app
+from service.app import create_app
 from service.cascade import load_cascade
-from service.settings import BadSettings, Settings, load_settings
+from service.logs import set_up_logging
+from service.process import warm_up
+from service.settings import PREFIX, BadSettings, Settings, load_settings
+from service.worker import CascadeFactory
 
 BAD_START = 2
 
@@ -36,30 +40,42 @@ def main(argv: Sequence[str], cascade_factory: CascadeFactory = load_cascade) ->
         return _serve(settings, listener, cascade_factory)
 
 
+class _Server(uvicorn.Server):
+    """uvicorn, which at the first signal to stop also has what waits refused while what runs is finished."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Called where the signal arrives, in the main thread, between two steps of the event loop."""
+        app: Any = self.config.app
+        app.state.pool.drain()
+        super().handle_exit(sig, frame)
+
+
 def _serve(settings: Settings, listener: socket.socket, cascade_factory: CascadeFactory) -> int:
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for chatty in ("uvicorn.error", "httpx", "httpcore"):
-        logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLogger().level))
+    set_up_logging(settings)
+    os.environ.pop(f"{PREFIX}API_KEYS", None)  # no child or crash report needs them
+    if cascade_factory is load_cascade:
+        warm_up()
     app = create_app(settings, cascade_factory)
-    config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=settings.shutdown_seconds)
-    server = uvicorn.Server(config)
+    patience = settings.shutdown_seconds
+    server = _Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=patience))
     address = _address(listener)
     print(f"{address} is loading its models …", flush=True)
-    problem: list[BaseException] = []
+    problem: list[str] = []
 
-    def on_loaded(loaded: Future[None]) -> None:
-        if (error := loaded.exception()) is None:
+    def on_loaded(failure: str | None) -> None:
+        app.state.pool.on_loaded = lambda again: None
+        if failure is None:
             print(_welcome(address), flush=True)
         else:
-            problem.append(error)
+            problem.append(failure)
             server.should_exit = True
 
-    app.state.worker.loaded.add_done_callback(on_loaded)
+    app.state.pool.on_loaded = on_loaded
     try:
         server.run(sockets=[listener])
     except KeyboardInterrupt:
         return 130
-    return _fail_to_load(problem[0]) if problem else 0
+    return _fail(f"cannot load the models: {problem[0]}") if problem else 0
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -73,15 +89,9 @@ def _address(listener: socket.socket) -> str:
 
 
 def _welcome(address: str) -> str:
-    return f"""{address} is ready; {address}/docs describes it. Try:
+    return f"""{address} is ready; open it in a browser. {address}/docs describes the API:
   curl -X POST '{address}/generate?upscale=4' -H 'content-type: application/json' \\
     -d '{{"prompt": "a red apple", "seed": 7}}' -o apple.png"""
-
-
-def _fail_to_load(error: BaseException) -> int:
-    logging.getLogger("service").debug("loading failed", exc_info=error)
-    reason = " ".join(str(error).split()) or "no reason given"
-    return _fail(f"cannot load the models: {type(error).__name__}: {reason}")
 
 
 def _fail(message: str) -> int:

@@ -1,71 +1,55 @@
-"""The HTTP application: routes around one worker that owns the cascade."""
+"""The HTTP application: routers around one pool of workers that own the cascade."""
 
-import asyncio
-import logging
-import secrets
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import Body, FastAPI, Query, Request, Response
-from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import HTMLResponse, RedirectResponse
-from fastapi.staticfiles import StaticFiles
+from fastapi import Depends, FastAPI, Request
+from fastapi.middleware.cors import CORSMiddleware
+from starlette.responses import Response
 
-from service.cascade import Cascade, GenerateRequest, GenerateResult, InvalidRequest
-from service.middleware import BodyLimit, RequestIds
-from service.openapi import add_problem_schema, problem_responses
-from service.png import encode_png
-from service.problems import Problem, add_problem_handlers, bad_fields, shown
+from service.failures import explain
+from service.metrics import Metrics
+from service.middleware import REQUEST_ID, BodyLimit, Gate
+from service.openapi import add_problem_schema
+from service.pool import NotReady, Pool, QueueFull, TooMany
+from service.problems import add_problem_handlers, problem_response
+from service.records import Records
+from service.routes_generate import generate_router
+from service.routes_health import health_router
 from service.routes_jobs import jobs_router
-from service.schemas import EXAMPLES, FieldError, GenerateQuery, generate_body
+from service.routes_openai import openai_router
+from service.routes_page import add_page
+from service.routes_requests import requests_router
+from service.routes_upscale import upscale_router
+from service.security import Gatekeeper, authenticated
 from service.settings import Settings
-from service.worker import Cancelled, Job, NotReady, QueueFull, State, Worker
+from service.worker import CascadeFactory
 
-CascadeFactory = Callable[[Settings], Cascade]
-_log = logging.getLogger("service")
+_DESCRIPTION = """A prompt becomes a picture, 1, 4 or 16 times the size that the base model draws; an uploaded picture
+becomes 4 or 16 times as large.
 
-_DESCRIPTION = """A prompt becomes a picture, 1, 4 or 16 times the size that the base model draws.
+`Accept` chooses how a picture is answered: its bytes, `application/json`, or `text/event-stream` with progress and
+previews. `Prefer: respond-async` answers 202 with a `Location` at once. A request sent again with the same
+`Idempotency-Key` is done once.
 
 Errors are `application/problem+json` (RFC 9457) and carry the request's id."""
 
-_PICTURE: dict[str, Any] = {
-    "description": "The picture. PNG text: `parameters`, as AUTOMATIC1111 writes it, and `settings`, JSON.",
-    "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}},
-    "headers": {
-        "Seed": {"description": "the seed used", "schema": {"type": "integer"}},
-        "Server-Timing": {
-            "description": "milliseconds in the queue and per stage",
-            "schema": {"type": "string"},
-        },
-        "X-Request-Id": {"description": "the request's id", "schema": {"type": "string"}},
-    },
-}
-_GENERATE_ERRORS = {
-    400: "The body is not JSON.",
-    413: "The body is too large.",
-    415: "The content type is not JSON.",
-    422: "A field is unknown or out of its range; `errors` names each, what was got and what is accepted.",
-    429: "The queue is full; Retry-After says when to come back.",
-    500: "The models failed; the server's log has more under the request's id.",
-    503: "The models are still loading, or could not be loaded, or the server is stopping.",
-}
-
 
 def create_app(settings: Settings, cascade_factory: CascadeFactory) -> FastAPI:
-    """The application. Its lifespan starts a worker thread that calls `cascade_factory(settings)`.
+    """The application. Its lifespan starts a worker process a device, which calls `cascade_factory(settings)`; both
+    must be picklable.
 
-    While that loads, /healthz answers and the rest says 503. The worker is at `app.state.worker`.
+    While that loads, /healthz answers and the rest says 503. The workers are at `app.state.pool`.
     """
-    worker = Worker(partial(cascade_factory, settings), settings.queue_size)
+    metrics = Metrics()
+    pool = Pool(settings, cascade_factory, metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        worker.start()
+        pool.start()
         yield
-        await asyncio.to_thread(worker.close)
+        await pool.close()
 
     app = FastAPI(
         title="Super-resolution cascade",
@@ -74,142 +58,36 @@ def create_app(settings: Settings, cascade_factory: CascadeFactory) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
-    app.state.worker = worker
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
-    app.add_middleware(RequestIds)
+    app.state.pool, app.state.metrics, app.state.settings = pool, metrics, settings
+    app.state.gatekeeper = Gatekeeper(settings)
+    app.state.records = Records(pool, settings, partial(explain, pool))
+    app.include_router(health_router(settings))
+    app.include_router(generate_router(settings))
+    app.include_router(upscale_router(settings))
+    app.include_router(requests_router())
+    app.include_router(openai_router(settings))
+    app.include_router(jobs_router(settings), dependencies=[Depends(authenticated)])
+    add_page(app)
     add_problem_handlers(app)
     add_problem_schema(app)
-    _add_health(app, worker)
-    _add_generate(app, worker, settings)
-    app.include_router(jobs_router(settings))
-    _add_docs(app)
+    for refusal in (NotReady, QueueFull, TooMany):
+        app.add_exception_handler(refusal, _refused)
+    _add_middleware(app, settings, metrics)
     return app
 
 
-def _add_health(app: FastAPI, worker: Worker) -> None:
-    @app.get("/healthz", tags=["health"])
-    async def healthz() -> dict[str, str]:
-        """The process answers. Says nothing of the models."""
-        return {"status": "ok"}
-
-    @app.get(
-        "/readyz",
-        tags=["health"],
-        responses=problem_responses({503: "No requests are taken yet, or any more."}),
-    )
-    async def readyz() -> dict[str, str]:
-        """The models are loaded and requests are taken."""
-        if worker.state is not State.READY:
-            raise _unavailable(worker.state)
-        return {"status": worker.state}
+def _refused(request: Request, error: Exception) -> Response:
+    return problem_response(request, explain(request.app.state.pool, error))
 
 
-def _add_generate(app: FastAPI, worker: Worker, settings: Settings) -> None:
-    if TYPE_CHECKING:
-        from service.schemas import GenerateBody as LimitedBody
-    else:
-        LimitedBody = generate_body(settings.max_prompt_chars)
-
-    @app.post(
-        "/generate",
-        tags=["pictures"],
-        response_class=Response,
-        responses={200: _PICTURE, **problem_responses(_GENERATE_ERRORS)},
-    )
-    async def generate(
-        request: Request,
-        body: Annotated[LimitedBody, Body(openapi_examples=EXAMPLES)],
-        query: Annotated[GenerateQuery, Query()],
-    ) -> Response:
-        """Make a picture of a prompt. A client that goes away ends the work at its next step."""
-        seed = secrets.randbelow(2**32) if body.seed is None else body.seed
-        wanted = GenerateRequest(**{**body.model_dump(), "seed": seed, "upscale": int(query.upscale)})
-        job = _submit(worker, wanted)
-        result = await _result_unless_gone(request, worker, job)
-        if result is None:
-            _log.info("request %s: the client went away", request.state.request_id)
-            return Response(status_code=499)
-        start = time.perf_counter()
-        png = await asyncio.to_thread(encode_png, wanted, result)
-        timings = {"queue": job.waited, **result.seconds, "png": time.perf_counter() - start}
-        headers = {
-            "Seed": str(result.seed),
-            "Server-Timing": ", ".join(f"{name};dur={1000 * spent:.1f}" for name, spent in timings.items()),
-        }
-        return Response(png, media_type="image/png", headers=headers)
-
-
-def _submit(worker: Worker, wanted: GenerateRequest) -> Job:
-    try:
-        return worker.submit(wanted)
-    except NotReady as error:
-        raise _unavailable(error.state) from error
-    except QueueFull as error:
-        headers = {"Retry-After": str(error.retry_after)}
-        raise Problem(429, f"{error}; try again in {error.retry_after} s", headers=headers) from error
-
-
-async def _result_unless_gone(request: Request, worker: Worker, job: Job) -> GenerateResult | None:
-    """The job's result; None where the client went away first. Leaving this early cancels the job."""
-    result = asyncio.wrap_future(job.future)
-    gone = asyncio.create_task(_disconnected(request))
-    either: set[asyncio.Future[Any]] = {result, gone}
-    try:
-        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        return await result if result.done() else None
-    except (NotReady, Cancelled, asyncio.CancelledError) as error:  # the last: the time to stop is up
-        raise _unavailable(State.CLOSED) from error
-    except InvalidRequest as error:
-        raise bad_fields([_invalid(error)]) from error
-    except Exception as error:
-        _log.exception("request %s failed", request.state.request_id)
-        detail = "the models failed on this request; the server's log has more under the request id"
-        raise Problem(500, detail) from error
-    finally:
-        gone.cancel()
-        if not result.done():
-            worker.cancel(job)
-            result.cancel()
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def _invalid(error: InvalidRequest) -> FieldError:
-    location = "query" if error.field in GenerateQuery.model_fields else "body"
-    return FieldError(
-        location=location,
-        field=error.field,
-        message=str(error),
-        got=shown(error.got),
-    )
-
-
-def _unavailable(state: State) -> Problem:
-    details = {
-        State.LOADING: "the models are still loading",
-        State.FAILED: "the models could not be loaded; the server's log says why",
-    }
-    headers = {"Retry-After": "5"} if state is State.LOADING else None
-    return Problem(503, details.get(state, "the server is stopping"), headers=headers)
-
-
-def _add_docs(app: FastAPI) -> None:
-    """The OpenAPI page, from files of an installed package rather than somebody else's server."""
-    app.mount("/docs/assets", StaticFiles(packages=[("fastapi_swagger", "resources")]))
-
-    @app.get("/docs", include_in_schema=False)
-    async def docs() -> HTMLResponse:
-        return get_swagger_ui_html(
-            openapi_url="openapi.json",
-            title=app.title,
-            swagger_js_url="docs/assets/swagger-ui-bundle.js",
-            swagger_css_url="docs/assets/swagger-ui.css",
-            swagger_favicon_url="docs/assets/favicon-32x32.png",
+def _add_middleware(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
+    uploads = dict.fromkeys(("/upscale", "/inspect"), settings.max_upload_bytes)
+    uploads["/jobs/zip"] = settings.max_archive_bytes
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, others=uploads)
+    origins = [origin.strip() for origin in settings.cors_origins.split(",") if origin.strip()]
+    if origins:
+        exposed = ["Seed", "Server-Timing", "Location", "Retry-After", REQUEST_ID]
+        app.add_middleware(
+            CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=exposed
         )
-
-    @app.get("/", include_in_schema=False)
-    async def root() -> RedirectResponse:
-        return RedirectResponse("docs")
+    app.add_middleware(Gate, keeper=app.state.gatekeeper, metrics=metrics)

@@ -1,23 +1,35 @@
 """From a prompt to a picture: the base model, then SR3 ×4 once or twice.
 
-The one module of the service that uses `ldm` and `sr3`, and that only when called: a worker calls
-`load_cascade` where the device is, everyone else sees the `Cascade` protocol and plain frozen data.
+With `upscale.py` and `pictures.py` the one module of the service that uses `ldm` and `sr3`: a worker process calls
+`load_cascade` where the device is, everyone else sees the `Cascade` protocol and plain frozen data (`requests.py`).
 """
 
 from __future__ import annotations
 
 import inspect
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from service.describe import model_info, model_name, sampler_name
 from service.pictures import InvalidPicture, decode_picture, encode_picture
+from service.requests import (
+    ENLARGEMENTS,
+    Cascade,
+    GenerateRequest,
+    GenerateResult,
+    InvalidRequest,
+    ModelInfo,
+    OutOfMemory,
+    UpscaleRequest,
+    UsedSettings,
+    as_any,
+)
 from service.settings import Settings
 from service.upscale import OnStep, Progress, UpscaleOptions, Upscaler, load_upscaler
 from sr3.images import Picture
@@ -35,103 +47,31 @@ __all__ = [
     "Progress",
     "UpscaleOptions",
     "Upscaler",
+    "UsedSettings",
     "decode_picture",
     "encode_picture",
     "load_cascade",
     "load_upscaler",
 ]
 
-# The enlargements that each `upscale` takes, by the name of what they give.
-ENLARGEMENTS: dict[int, tuple[str, ...]] = {1: (), 4: ("x4",), 16: ("x4", "x16")}
-
-
 BUNDLED_GUIDANCE = 4.0  # more makes the small model's colours garish
-
-
-class InvalidRequest(ValueError):
-    """The loaded models cannot do what `field` asks for; the message says why."""
-
-    def __init__(self, field: str, got: object, message: str) -> None:
-        super().__init__(message)
-        self.field = field
-        self.got = got
-
-
-@dataclass(frozen=True)
-class GenerateRequest:
-    """One picture to make. None takes the server's default; `upscale` is 1, 4 or 16."""
-
-    prompt: str
-    seed: int
-    upscale: int = 4
-    negative_prompt: str = ""
-    steps: int | None = None
-    guidance_scale: float | None = None
-    sr_steps: int | None = None
-    aug_level: float | None = None
-
-
-@dataclass(frozen=True)
-class UsedSettings:
-    """What was really done. What does not apply is None: the `sr_…` ones where nothing was enlarged."""
-
-    base_model: str
-    sampler: str
-    steps: int
-    guidance_scale: float | None
-    base_size: tuple[int, int]  # width, height
-    upscale: int
-    sr_model: str | None = None
-    sr_sampler: str | None = None
-    sr_steps: int | None = None
-    aug_level: float | None = None
-
-
-@dataclass(frozen=True)
-class GenerateResult:
-    """A picture, uint8 RGB (H, W, 3), with its seed, seconds per stage and the settings really used."""
-
-    image: NDArray[np.uint8]
-    seed: int
-    seconds: dict[str, float]
-    used: UsedSettings
-
-
-class Cascade(Protocol):
-    """Anything that makes a picture of a request. Used by one thread at a time."""
-
-    def generate(self, request: GenerateRequest, on_step: OnStep | None = None) -> GenerateResult:
-        """Make the picture; `on_step` is told each step and may raise, which ends the work there.
-
-        Raises InvalidRequest for what these models cannot do.
-        """
-        ...
-
-    def upscale(
-        self,
-        pictures: Sequence[Picture],
-        seeds: Sequence[int],
-        options: UpscaleOptions,
-        on_step: OnStep | None = None,
-    ) -> list[Picture]:
-        """See `Upscaler.upscale`."""
-        ...
 
 
 def load_cascade(settings: Settings) -> Cascade:
     """Load both models onto their device. Raises what `ldm.load` and `sr3.load` raise."""
+    from tqdm import tqdm
+
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore of the system's that a killed process leaves behind
     from diffusers.utils.logging import disable_progress_bar as diffusers_quiet
     from transformers.utils.logging import disable_progress_bar as transformers_quiet
 
     import ldm
-    import sr3
 
     diffusers_quiet()  # a bar for each part of each model says nothing in a log
     transformers_quiet()
     place = {"device": settings.device, "dtype": settings.dtype}
     base = ldm.load(settings.base_model, **place, allow_download=settings.allow_download)
-    enlarger = sr3.load(settings.sr_model, **place)
-    return DiffusersCascade(base, enlarger, settings)
+    return DiffusersCascade(base, load_upscaler(settings).pipeline, settings)
 
 
 class DiffusersCascade:
@@ -139,11 +79,14 @@ class DiffusersCascade:
 
     def __init__(self, base: Any, enlarger: Any, settings: Settings) -> None:
         self._base = base
-        self._enlarger = enlarger
         self._settings = settings
-        for pipeline in (base, enlarger):
-            pipeline.set_progress_bar_config(disable=True)
+        base.set_progress_bar_config(disable=True)
         self._upscaler = Upscaler(enlarger, settings)
+        self._info = model_info(base, enlarger, settings)
+
+    def info(self) -> ModelInfo:
+        """See `Cascade`."""
+        return self._info
 
     def upscale(
         self,
@@ -153,47 +96,106 @@ class DiffusersCascade:
         on_step: OnStep | None = None,
     ) -> list[Picture]:
         """See `Upscaler.upscale`."""
-        return self._upscaler.upscale(pictures, seeds, options, on_step)
+        with memory_errors():
+            return self._upscaler.upscale(pictures, seeds, options, on_step)
 
-    def generate(self, request: GenerateRequest, on_step: OnStep | None = None) -> GenerateResult:
-        """See `Cascade`. The stages take child seeds 0, 1, 2 of the request's, so each has its own noise."""
-        on_step = on_step or (lambda progress: None)
-        options = self._base_options(request)
+    def used(self, request: UpscaleRequest) -> UsedSettings:
+        """See `Cascade`."""
+        height, width = request.picture.pixels.shape[:2]
+        options = request.options
+        return UsedSettings(
+            base_model=None,
+            sampler=None,
+            steps=None,
+            guidance_scale=None,
+            base_size=(width, height),
+            upscale=options.factor,
+            consistency=options.consistency,
+            **self._used_enlarging(options.steps, options.aug_level or 0.0, options.scheduler),
+        )
+
+    def generate(
+        self, requests: Sequence[GenerateRequest], on_step: OnStep | None = None
+    ) -> list[GenerateResult | Exception]:
+        """See `Cascade`. The stages take child seeds 0, 1, 2 of each request's, so each has its own noise."""
+        outcomes: list[GenerateResult | Exception | None] = [None] * len(requests)
+        for index, request in enumerate(requests):
+            try:
+                self._base_options([request])
+            except InvalidRequest as error:
+                outcomes[index] = error
+        good = [index for index, outcome in enumerate(outcomes) if outcome is None]
+        if good:
+            with memory_errors():
+                made = self._make([requests[index] for index in good], on_step or (lambda progress: None))
+            for index, outcome in zip(good, made, strict=True):
+                outcomes[index] = outcome
+        return [outcome for outcome in outcomes if outcome is not None]
+
+    def _make(self, requests: Sequence[GenerateRequest], on_step: OnStep) -> list[GenerateResult | Exception]:
+        """Pictures of requests of equal keys that the base model takes."""
+        options = self._base_options(requests)
         seconds: dict[str, float] = {}
-        base_seed, *sr_seeds = np.random.SeedSequence(request.seed).spawn(3)
+        upscale = requests[0].upscale
+        seeds = [np.random.SeedSequence(request.seed).spawn(3) for request in requests]
         with _timed(seconds, "base"):
-            picture = self._draw(options, _generator(base_seed), on_step)
-        height, width = picture.shape[:2]
-        self._check_pixels(request.upscale, width * request.upscale, height * request.upscale)
-        used = self._used(request, options, (width, height))
-        for stage, seed in zip(ENLARGEMENTS[request.upscale], sr_seeds, strict=False):
+            drawn = self._draw(options, requests, [_generator(each[0]) for each in seeds], on_step)
+        good = [index for index, each in enumerate(drawn) if not isinstance(each, Exception)]
+        if not good:
+            return [each for each in drawn if isinstance(each, Exception)]
+        pictures = [each for each in drawn if not isinstance(each, Exception)]
+        height, width = pictures[0].shape[:2]
+        self._check_pixels(upscale, width * upscale, height * upscale)
+        used = self._used(requests[0], options, (width, height))
+        for stage, child in zip(ENLARGEMENTS[upscale], (1, 2), strict=False):
             with _timed(seconds, stage):
-                picture = self._enlarge(picture, stage, used, _generator(seed), on_step)
-        promised = (height * request.upscale, width * request.upscale, 3)
-        if picture.shape != promised or picture.dtype != np.uint8:
-            raise RuntimeError(f"promised uint8 {promised}, made {picture.dtype} {picture.shape}")
-        return GenerateResult(image=picture, seed=request.seed, seconds=seconds, used=used)
+                generators = [_generator(seeds[index][child]) for index in good]
+                pictures = self._enlarge(pictures, stage, used, requests[0].sr_scheduler, generators, on_step)
+        promised = (height * upscale, width * upscale, 3)
+        made: dict[int, GenerateResult] = {}
+        for index, picture in zip(good, pictures, strict=True):
+            if picture.shape != promised or picture.dtype != np.uint8:
+                raise RuntimeError(f"promised uint8 {promised}, made {picture.dtype} {picture.shape}")
+            made[index] = GenerateResult(picture, requests[index].seed, dict(seconds), used)
+        return [each if isinstance(each, Exception) else made[index] for index, each in enumerate(drawn)]
 
-    def _base_options(self, request: GenerateRequest) -> dict[str, Any]:
+    def _base_options(self, requests: Sequence[GenerateRequest]) -> dict[str, Any]:
         """The base pipeline's arguments; InvalidRequest for those that it does not take."""
         takes = inspect.signature(self._base.__call__).parameters
+        first = requests[0]
         options: dict[str, Any] = {
-            "prompt": request.prompt,
-            "num_inference_steps": _first(request.steps, self._settings.base_steps),
+            "prompt": [request.prompt for request in requests],
+            "num_inference_steps": as_any(first.steps, self._settings.base_steps),
         }
-        self._check_tokens("prompt", request.prompt)
-        if request.negative_prompt:
+        for request in requests:
+            self._check_tokens("prompt", request.prompt)
+        if first.negative_prompt:
             if "negative_prompt" not in takes:
-                raise InvalidRequest("negative_prompt", request.negative_prompt, "the base model takes none")
-            self._check_tokens("negative_prompt", request.negative_prompt)
-            options["negative_prompt"] = request.negative_prompt
+                raise InvalidRequest("negative_prompt", first.negative_prompt, "the base model takes none")
+            for request in requests:
+                self._check_tokens("negative_prompt", request.negative_prompt)
+            options["negative_prompt"] = [request.negative_prompt for request in requests]
         if "guidance_scale" in takes:
             own = BUNDLED_GUIDANCE if self._settings.base_model is None else takes["guidance_scale"].default
-            default = _first(self._settings.guidance_scale, own)
-            options["guidance_scale"] = _first(request.guidance_scale, default)
-        elif request.guidance_scale is not None:
-            raise InvalidRequest("guidance_scale", request.guidance_scale, "the base model takes none")
+            default = as_any(self._settings.guidance_scale, own)
+            options["guidance_scale"] = as_any(first.guidance_scale, default)
+        elif first.guidance_scale is not None:
+            raise InvalidRequest("guidance_scale", first.guidance_scale, "the base model takes none")
+        self._check_scheduler("scheduler", first.scheduler, self._info.schedulers)
+        self._check_scheduler("sr_scheduler", first.sr_scheduler, self._info.sr_schedulers)
+        multiple = self._info.size_multiple
+        for side in ("width", "height"):
+            wanted = getattr(first, side)
+            if wanted is not None:
+                if multiple is None or wanted % multiple:
+                    takes_what = f"takes multiples of {multiple}" if multiple else "takes no size"
+                    raise InvalidRequest(side, wanted, f"the base model {takes_what}")
+                options[side] = wanted
         return options
+
+    def _check_scheduler(self, field: str, name: str | None, known: Sequence[str]) -> None:
+        if name is not None and name.lower() not in {each.lower() for each in known}:
+            raise InvalidRequest(field, name, f"this model takes {', '.join(known)}")
 
     def _check_tokens(self, field: str, text: str) -> None:
         """InvalidRequest where every tokenizer of the base model would cut the text short."""
@@ -209,52 +211,84 @@ class DiffusersCascade:
         if width * height > limit:
             raise InvalidRequest("upscale", upscale, f"{width}×{height} is over this server's {limit} pixels")
 
-    def _draw(self, options: dict[str, Any], generator: torch.Generator, on_step: OnStep) -> NDArray[np.uint8]:
-        """The base picture, uint8 RGB (H, W, 3)."""
+    def _draw(
+        self,
+        options: dict[str, Any],
+        requests: Sequence[GenerateRequest],
+        generators: list[torch.Generator],
+        on_step: OnStep,
+    ) -> list[NDArray[np.uint8] | Exception]:
+        """The base pictures, uint8 RGB (H, W, 3), or why one was not made."""
         from sr3.images import to_uint8
 
+        pipeline = self._with_scheduler(requests[0].scheduler)
         tell = _step_callback(on_step, "base", options["num_inference_steps"])
-        output = self._base(**options, generator=generator, output_type="pt", callback_on_step_end=tell)
-        if any(getattr(output, "nsfw_content_detected", None) or ()):
-            raise InvalidRequest("prompt", options["prompt"], "the base model's safety checker refused it")
-        if not output.images.isfinite().all():
-            raise RuntimeError("the base model made values that are not finite; try SERVICE_DTYPE=float32")
-        return to_uint8(output.images * 2 - 1)[0]
+        output = pipeline(**options, generator=generators, output_type="pt", callback_on_step_end=tell)
+        flagged = getattr(output, "nsfw_content_detected", None) or [False] * len(requests)
+        outcomes: list[NDArray[np.uint8] | Exception] = []
+        for image, unsafe, request in zip(output.images, flagged, requests, strict=True):
+            if unsafe:
+                message = "the base model's safety checker refused it"
+                outcomes.append(InvalidRequest("prompt", request.prompt, message))
+            elif not image.isfinite().all():
+                outcomes.append(
+                    RuntimeError("the base model made values that are not finite; try SERVICE_DTYPE=float32")
+                )
+            else:
+                outcomes.append(to_uint8(image[None] * 2 - 1)[0])
+        return outcomes
+
+    def _with_scheduler(self, name: str | None) -> Any:
+        """The base pipeline with a new scheduler of this name; of its own kind for None."""
+        from ldm.schedulers import with_scheduler
+
+        return with_scheduler(self._base, name)
 
     def _enlarge(
         self,
-        picture: NDArray[np.uint8],
+        pictures: Sequence[NDArray[np.uint8]],
         stage: str,
         used: UsedSettings,
-        generator: torch.Generator,
+        scheduler: str | None,
+        generators: list[torch.Generator],
         on_step: OnStep,
-    ) -> NDArray[np.uint8]:
-        """`picture`, uint8 RGB (H, W, 3), as (4H, 4W, 3)."""
+    ) -> list[NDArray[np.uint8]]:
+        """`pictures`, uint8 RGB (H, W, 3) of one size, as (4H, 4W, 3)."""
         assert used.sr_steps is not None
-        output = self._enlarger(
-            image=picture,
+        tell = _step_callback(on_step, stage, used.sr_steps, lambda: list(pictures))
+        output = self._upscaler.with_scheduler(scheduler)(
+            image=list(pictures),
             num_inference_steps=used.sr_steps,
-            generator=generator,
+            generator=generators,
             aug_level=used.aug_level,
-            callback_on_step_end=_step_callback(on_step, stage, used.sr_steps),
+            callback_on_step_end=tell,
+            on_tile=tell.again,
             output_type="uint8",
         )
-        return np.asarray(output.images[0])
+        return [np.asarray(each) for each in output.images]
 
     def _used(self, request: GenerateRequest, options: dict[str, Any], base_size: tuple[int, int]) -> UsedSettings:
-        enlarged = request.upscale > 1
+        level = as_any(request.aug_level, self._settings.aug_level)
+        enlarging = self._used_enlarging(request.sr_steps, level, request.sr_scheduler) if request.upscale > 1 else {}
         return UsedSettings(
-            base_model=_model_name(self._settings.base_model),
-            sampler=_sampler_name(self._base),
+            base_model=model_name(self._settings.base_model),
+            base_hash=self._info.base_hash,
+            sampler=request.scheduler or sampler_name(self._base),
             steps=options["num_inference_steps"],
             guidance_scale=options.get("guidance_scale"),
             base_size=base_size,
             upscale=request.upscale,
-            sr_model=_model_name(self._settings.sr_model) if enlarged else None,
-            sr_sampler=_sampler_name(self._enlarger) if enlarged else None,
-            sr_steps=_first(request.sr_steps, self._settings.sr_steps) if enlarged else None,
-            aug_level=_first(request.aug_level, self._settings.aug_level) if enlarged else None,
+            **enlarging,
         )
+
+    def _used_enlarging(self, steps: int | None, level: float, scheduler: str | None) -> dict[str, Any]:
+        return {
+            "sr_model": model_name(self._settings.sr_model),
+            "sr_hash": self._info.sr_hash,
+            "sr_sampler": scheduler or sampler_name(self._upscaler.pipeline),
+            "sr_steps": as_any(steps, self._settings.sr_steps),
+            "aug_level": level,
+        }
 
 
 @contextmanager
@@ -264,34 +298,55 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     seconds[stage] = time.perf_counter() - start
 
 
-def _step_callback(on_step: OnStep, stage: str, steps: int) -> Callable[..., dict[str, Any]]:
-    """Announce the stage, and return the callback that tells `on_step` of each of its steps."""
-    on_step(Progress(stage, 0, steps))
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """OutOfMemory for torch's own, its cache given back first."""
+    import torch
 
-    def tell(pipeline: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
-        on_step(Progress(stage, step + 1, steps))
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        raise OutOfMemory(str(error).splitlines()[0]) from None
+
+
+class _step_callback:
+    """Announces the stage; then diffusers' callback that tells `on_step` of each of its steps."""
+
+    def __init__(
+        self, on_step: OnStep, stage: str, steps: int, preview: Callable[[], list[NDArray[np.uint8]]] | None = None
+    ) -> None:
+        self._on_step, self._preview = on_step, preview
+        self._last = Progress(stage, 0, steps, preview)
+        on_step(self._last)
+
+    def __call__(self, pipeline: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+        preview = self._preview or latent_preview(pipeline, values)
+        self._last = Progress(self._last.stage, step + 1, self._last.steps, preview)
+        self._on_step(self._last)
         return values
 
-    return tell
+    def again(self) -> None:
+        """Between steps, where the work can be stopped too."""
+        self._on_step(self._last)
+
+
+def latent_preview(pipeline: Any, values: dict[str, Any]) -> Callable[[], list[NDArray[np.uint8]]] | None:
+    """What would make small pictures of the latents of this step, for those who look."""
+    latents = values.get("latents")
+    if not hasattr(pipeline, "vae") or latents is None:
+        return None
+
+    def decode() -> list[NDArray[np.uint8]]:
+        from ldm.preview import preview
+
+        return list(preview(pipeline, latents))
+
+    return decode
 
 
 def _generator(seed: np.random.SeedSequence) -> torch.Generator:
     import torch
 
     return torch.Generator("cpu").manual_seed(int(seed.generate_state(1, np.uint64)[0]))
-
-
-def _first(value: Any, default: Any) -> Any:
-    return default if value is None else value
-
-
-def _model_name(model: str | None) -> str:
-    """A model's name for others to read: a hub id as it is, of a directory only the last part."""
-    if model is None:
-        return "bundled"
-    return Path(model).resolve().name if Path(model).is_dir() else model
-
-
-def _sampler_name(pipeline: Any) -> str:
-    """The sampler's name as the field says it: "DDIM" for a DDIMScheduler."""
-    return type(pipeline.scheduler).__name__.removesuffix("Scheduler")

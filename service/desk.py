@@ -50,7 +50,7 @@ class Desk:
             return
         with self._lock:
             if self._crew is None:
-                devices = [each.strip() for each in self.settings.device.split(",")]
+                devices = self._devices()
                 dealt = [devices[index % len(devices)] for index in range(number)]
                 self._crew = Crew(self.settings, dealt, _IDLE, self._command)
         self._crew.start()
@@ -82,6 +82,9 @@ class Desk:
         """NotAllowed where it would read or write what the settings do not allow."""
         check_places(spec.input, spec.output, self.settings.storage_roots)
 
+    def _devices(self) -> list[str]:
+        return [each.strip() for each in self.settings.device.split(",")]
+
     def _workers(self) -> int:
         given = self.settings.job_workers
-        return (0 if self.settings.database_url else 1) if given is None else given
+        return (0 if self.settings.database_url else len(self._devices())) if given is None else given

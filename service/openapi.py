@@ -13,6 +13,43 @@ _WORDS = {
     "object": "a JSON object",
 }
 
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_ID = {"description": "the request's id", "schema": {"type": "string"}}
+_RESULT_EXAMPLE = {
+    "id": "0d1f…",
+    "created": 1760000000,
+    "images": [
+        {"b64_json": "iVBORw0…", "media_type": "image/png", "width": 256, "height": 256, "seed": 7, "settings": {}}
+    ],
+    "timings_ms": {"queue": 0.4, "base": 812.0, "x4": 640.1, "encode": 11.9},
+}
+_STATUS_EXAMPLE = {"id": "0d1f…", "state": "queued", "created": 1760000000, "place": 2, "progress": []}
+PICTURE_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The picture, or what else Accept chose. A PNG's text has `parameters`, as AUTOMATIC1111 writes "
+        "it, and `settings`, JSON; JPEG and WebP have the same in XMP and EXIF. As events: `status` (state, place, "
+        "stage, step of steps), `preview` (a small picture as a data URL), and `done`, `error` or `cancelled`.",
+        "content": {
+            "image/png": _BINARY,
+            "image/jpeg": _BINARY,
+            "image/webp": _BINARY,
+            "image/tiff": _BINARY,
+            "application/json": {"schema": {"type": "object"}, "example": _RESULT_EXAMPLE},
+            "text/event-stream": {"schema": {"type": "string"}},
+        },
+        "headers": {
+            "Seed": {"description": "the seed used", "schema": {"type": "integer"}},
+            "Server-Timing": {"description": "milliseconds in the queue and per stage", "schema": {"type": "string"}},
+            "X-Request-Id": _ID,
+        },
+    },
+    202: {
+        "description": "With `Prefer: respond-async`: where it stands; Location says where to ask again.",
+        "content": {"application/json": {"schema": {"type": "object"}, "example": _STATUS_EXAMPLE}},
+        "headers": {"Location": {"description": "of the request", "schema": {"type": "string"}}, "X-Request-Id": _ID},
+    },
+}
+
 
 def problem_responses(examples: dict[int, str]) -> dict[int | str, dict[str, Any]]:
     """FastAPI's `responses` for these statuses, each described, answered with a problem document."""
@@ -49,8 +86,9 @@ def accepted_by(request: Request, location: str, field: str) -> str | None:
     if location == "query":
         fields = {each["name"]: each["schema"] for each in operation.get("parameters", [])}
     else:
-        body = operation["requestBody"]["content"]["application/json"]["schema"]
-        fields = _resolved(document, body)["properties"]
+        contents = operation["requestBody"]["content"].values()
+        schemas = [_resolved(document, content["schema"]) for content in contents]
+        fields = next((schema["properties"] for schema in schemas if "properties" in schema), {})
     if not field:
         return f"a JSON object with {', '.join(fields)}"
     if field not in fields:
@@ -63,10 +101,12 @@ def in_words(document: dict[str, Any], schema: dict[str, Any]) -> str:
     schema = _resolved(document, schema)
     if "anyOf" in schema:
         return " or ".join(in_words(document, each) for each in schema["anyOf"])
+    if "const" in schema:
+        return str(schema["const"])
     if "enum" in schema:
         *most, last = map(str, schema["enum"])
         return f"{', '.join(most)} or {last}"
-    if schema["type"] == "string":
+    if schema["type"] == "string" and "maxLength" in schema:
         words = f"text of {schema.get('minLength', 0)} to {schema['maxLength']} characters"
         return f"{words}, none of them control characters" if "pattern" in schema else words
     if "minimum" in schema:

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from enum import IntEnum
 from typing import Annotated, Any, Literal, TypeVar
 
-from fastapi import APIRouter, Body, Depends, FastAPI, Query, Request, Response
+from fastapi import APIRouter, Body, Depends, FastAPI, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, ConfigDict, Field
@@ -160,6 +160,8 @@ def _add_making(router: APIRouter, desk: Desk) -> None:
 
 
 def _add_watching(router: APIRouter, desk: Desk) -> None:
+    known = _known(desk)
+
     @router.get("")
     def all_jobs(limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> list[JobView]:
         """The latest jobs, the newest first, without their failures."""
@@ -168,12 +170,9 @@ def _add_watching(router: APIRouter, desk: Desk) -> None:
         return [_view(status) for status in _asked(lambda: desk.jobs.all(limit))]
 
     @router.get("/{id}")
-    def one_job(id: str) -> JobView:
+    def one_job(id: Annotated[str, Depends(known)]) -> JobView:
         """A job as it stands."""
         return _view(_asked(lambda: desk.jobs.status(id)))
-
-    def known(id: str) -> str:
-        return _asked(lambda: desk.jobs.status(id, 0)).id  # before the answer begins: 404
 
     @router.get("/{id}/events", response_class=EventSourceResponse)
     async def events(id: Annotated[str, Depends(known)]) -> AsyncIterator[ServerSentEvent]:
@@ -187,7 +186,7 @@ def _add_watching(router: APIRouter, desk: Desk) -> None:
             await asyncio.sleep(_EVERY)
 
     @router.get("/{id}/result.zip", response_class=StreamingResponse, responses={200: {"content": _ZIP}})
-    def result(id: str) -> StreamingResponse:
+    def result(id: Annotated[str, Depends(known)]) -> StreamingResponse:
         """What the job has made so far, with its manifest, packed as it is sent."""
         spec = _asked(lambda: desk.jobs.status(id, 0))
         if not spec.upload:
@@ -197,27 +196,40 @@ def _add_watching(router: APIRouter, desk: Desk) -> None:
 
 
 def _add_steering(router: APIRouter, desk: Desk) -> None:
+    known = _known(desk)
+
     @router.post("/{id}/cancel")
-    def cancel(id: str) -> JobView:
+    def cancel(id: Annotated[str, Depends(known)]) -> JobView:
         """Stop the job after the pictures in hand. What is done stays."""
         _asked(lambda: desk.jobs.cancel(id))
         return _view(_asked(lambda: desk.jobs.status(id)))
 
     @router.post("/{id}/retry-failed")
-    def retry_failed(id: str) -> JobView:
+    def retry_failed(id: Annotated[str, Depends(known)]) -> JobView:
         """Try again what failed, and what was left when the job was cancelled; new pictures of the input join."""
         _asked(lambda: desk.jobs.take_up(id))
         desk.wake()
         return _view(_asked(lambda: desk.jobs.status(id)))
 
     @router.delete("/{id}", status_code=204)
-    def delete(id: str) -> None:
+    def delete(id: Annotated[str, Depends(known)]) -> None:
         """Forget a job that is over. Its pictures stay, but for an uploaded archive's: nobody else knows of those."""
         status = _asked(lambda: desk.jobs.status(id, 0))
         _asked(lambda: desk.jobs.delete(id))
         if status.upload:
             desk.upload_place(id, "in").clear()
             desk.upload_place(id, "out").clear()
+
+
+def _known(desk: Desk) -> Callable[[str], str]:
+    """The dependency of a path's id: Problem 404 before anything is answered where there is no such job."""
+
+    def known(id: Annotated[str, Path(max_length=64, description="the job's id")]) -> str:
+        if not desk.begun():
+            raise Problem(404, f"there is no job {id}; GET /jobs lists them")
+        return _asked(lambda: desk.jobs.status(id, 0)).id
+
+    return known
 
 
 _BINARY = {"type": "string", "format": "binary"}

@@ -3,6 +3,7 @@
 from enum import IntEnum
 from typing import Annotated, Any, Literal
 
+import annotated_types
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, create_model
 
 # Tabs and line breaks are text; the other control characters are not, and break PNG text.
@@ -46,6 +47,28 @@ class GenerateQuery(BaseModel):
     )
 
 
+class UpscaleQuery(BaseModel):
+    """The options of `POST /upscale`, in the query or as fields of the form."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    factor: Literal["4", "16"] = Field(default="4", description="how many times wider and higher", examples=["4"])
+    seed: int | None = Field(default=None, ge=0, le=2**32 - 1, description="null: drawn and reported", examples=[7])
+    steps: int | None = Field(default=None, ge=0, le=50, description="0 is the faithful one, more add texture")
+    scheduler: str | None = Field(default=None, min_length=1, max_length=40, description="by name", examples=["DDIM"])
+    aug_level: float | None = Field(
+        default=None, ge=0, lt=1, description="noise added first, so that more is invented; none: 0", examples=[0.0]
+    )
+    consistency: int | None = Field(
+        default=None, ge=0, le=100, description="how often the result is made to reduce to the picture again"
+    )
+    format: Literal["png", "jpeg", "webp", "tiff"] | None = Field(
+        default=None, description="of the file; none: what Accept names, else the picture's own", examples=["png"]
+    )
+    quality: int = Field(default=95, ge=1, le=100, description="of JPEG and WebP", examples=[95])
+    metadata: Literal["full", "none"] = Field(default="full", description="whether the file says how it was made")
+
+
 class GenerateBody(BaseModel):
     """The body of `POST /generate`. What is left out, or null, takes the server's default."""
 
@@ -57,9 +80,10 @@ class GenerateBody(BaseModel):
         default=None,
         ge=0,
         le=2**32 - 1,
-        description="same seed, same bytes; null: drawn and reported",
+        description="same seed, same picture; null: drawn and reported. Further pictures take the seeds after it",
         examples=[7],
     )
+    num_images: int = Field(default=1, ge=1, le=8, description="how many pictures; several are answered as JSON")
     steps: int | None = Field(default=None, ge=1, le=100, description="steps of the base model", examples=[20])
     guidance_scale: float | None = Field(
         default=None,
@@ -82,10 +106,26 @@ class GenerateBody(BaseModel):
         description="noise added before enlarging, so that more is invented",
         examples=[0.02],
     )
+    scheduler: str | None = Field(
+        default=None, min_length=1, max_length=40, description="of the base model, by name", examples=["DDIM"]
+    )
+    width: int | None = Field(default=None, ge=8, le=4096, description="of the base picture", examples=[64])
+    height: int | None = Field(default=None, ge=8, le=4096, description="of the base picture", examples=[64])
+    sr_scheduler: str | None = Field(
+        default=None, min_length=1, max_length=40, description="of each enlargement, by name", examples=["DDIM"]
+    )
+    format: Literal["png", "jpeg", "webp"] | None = Field(
+        default=None, description="of the file; null: what Accept names, else png", examples=["png"]
+    )
+    quality: int = Field(default=95, ge=1, le=100, description="of JPEG and WebP", examples=[95])
+    metadata: Literal["full", "none"] = Field(
+        default="full", description="whether the file says how it was made", examples=["full"]
+    )
 
 
-def generate_body(max_prompt_chars: int) -> type[GenerateBody]:
-    """`GenerateBody` for prompts of 1 to `max_prompt_chars` characters, counted without outer blanks."""
+def generate_body(max_prompt_chars: int, max_images: int = 8) -> type[GenerateBody]:
+    """`GenerateBody` for prompts of 1 to `max_prompt_chars` characters, counted without outer blanks, and at most
+    `max_images` pictures."""
 
     def text(min_length: int) -> Any:
         limits = StringConstraints(
@@ -100,13 +140,43 @@ def generate_body(max_prompt_chars: int) -> type[GenerateBody]:
         __doc__=GenerateBody.__doc__,
         prompt=(text(1), fields["prompt"]),
         negative_prompt=(text(0), fields["negative_prompt"]),
+        num_images=(Annotated[int, annotated_types.Le(max_images)], fields["num_images"]),
     )
+
+
+class OpenAIBody(BaseModel):
+    """The body of OpenAI's `POST /v1/images/generations`, with a `seed`. What this server has no use for is taken
+    and ignored: `model`, `user`, `quality`, `style`, `moderation`, and a `background` that is not transparent."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    prompt: str = Field(min_length=1, max_length=100_000, description="what to draw", examples=["a red apple"])
+    n: int | None = Field(default=1, ge=1, le=8, description="how many pictures", examples=[1])
+    size: str | None = Field(
+        default="auto",
+        max_length=20,
+        pattern=r"^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$",
+        description="auto is the base picture ×4; else WIDTHxHEIGHT, 1, 4 or 16 times what the base model draws",
+        examples=["256x256"],
+    )
+    output_format: Literal["png", "jpeg", "webp"] | None = Field(default="png", description="of the files")
+    output_compression: int | None = Field(default=None, ge=1, le=100, description="the quality of JPEG and WebP")
+    response_format: Literal["b64_json"] | None = Field(default=None, description="b64_json; there are no URLs")
+    seed: int | None = Field(default=None, ge=0, le=2**32 - 1, description="an extension of this server")
+    stream: bool | None = Field(default=False, description="answer with server-sent events")
+    partial_images: int | None = Field(default=None, ge=0, le=3, description="most previews in a stream")
+    background: Literal["auto", "opaque"] | None = None
+    model: str | None = Field(default=None, max_length=200)
+    user: str | None = Field(default=None, max_length=200)
+    quality: str | None = Field(default=None, max_length=20)
+    style: str | None = Field(default=None, max_length=20)
+    moderation: str | None = Field(default=None, max_length=20)
 
 
 class FieldError(BaseModel):
     """One field that was refused."""
 
-    location: str = Field(description="body or query", examples=["body"])
+    location: str = Field(description="body, query or header", examples=["body"])
     field: str = Field(description="the field's name; empty for the body as a whole", examples=["steps"])
     message: str = Field(description="what is wrong", examples=["Input should be less than or equal to 100"])
     got: str | None = Field(default=None, description="what was sent, as JSON, shortened", examples=["500"])

@@ -1,14 +1,16 @@
 """What the service can be told at start, from `SERVICE_…` variables or command-line flags."""
 
 import difflib
+import hashlib
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, ValidationError
-from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, CliApp, NoDecode, SettingsConfigDict
 
 PREFIX = "SERVICE_"
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
@@ -42,6 +44,29 @@ def _postgres(url: str) -> str:
     return url
 
 
+@dataclass(frozen=True)
+class ApiKey:
+    """A client's name and the SHA-256 of its key."""
+
+    name: str
+    digest: bytes
+
+
+def _api_keys(given: object) -> object:
+    """NAME:KEY,… as `ApiKey`s; ValueError, without the keys, for any other text."""
+    if not isinstance(given, str):
+        return given
+    keys = []
+    for entry in filter(None, (part.strip() for part in given.split(","))):
+        name, _, key = entry.partition(":")
+        if not re.fullmatch(r"[\w.-]{1,64}", name) or not re.fullmatch(r"[!-~]{16,256}", key):
+            raise ValueError("each must be NAME:KEY, the key of 16 to 256 visible characters without a comma")
+        keys.append(ApiKey(name, hashlib.sha256(key.encode()).digest()))
+    if len({key.name for key in keys}) < len(keys):
+        raise ValueError("two keys have one name")
+    return tuple(keys)
+
+
 class Settings(BaseSettings):
     """Serve the cascade over HTTP. Every option is also a variable: --sr-steps is SERVICE_SR_STEPS."""
 
@@ -69,7 +94,9 @@ class Settings(BaseSettings):
         default=False, description="fetch a base model named by a hub id that is not on this machine yet"
     )
     device: str = Field(
-        default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, mps, cuda or cuda:N"
+        default="auto",
+        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)(,(cpu|mps|cuda(:\d+)?))*$",
+        description="auto, cpu, mps, cuda or cuda:N; several with commas between them get a worker each",
     )
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         default="auto", description="number format of the weights"
@@ -89,9 +116,21 @@ class Settings(BaseSettings):
         description="noise added to a generated picture before it is enlarged, when a request names none",
     )
     max_prompt_chars: int = Field(default=1000, ge=1, le=100_000, description="longest prompt, in characters")
-    max_body_bytes: int = Field(default=65_536, ge=1024, description="longest request body, in bytes")
+    max_body_bytes: int = Field(default=65_536, ge=1024, description="longest request body without a picture, in bytes")
+    max_upload_bytes: int = Field(default=64 * 2**20, ge=1024, description="longest request body with a picture")
+    max_input_pixels: int = Field(default=4096 * 4096, ge=64, description="largest picture taken, in pixels")
     max_pixels: int = Field(default=8192 * 8192, ge=1, description="largest picture delivered, in pixels")
-    queue_size: int = Field(default=16, ge=1, description="requests that may wait; more are answered 429")
+    max_images: int = Field(default=8, ge=1, le=8, description="most pictures of one request")
+    queue_size: int = Field(default=16, ge=1, description="pictures that may wait; more are answered 429")
+    max_per_client: int = Field(default=64, ge=1, description="pictures of one client that may wait and run")
+    requests_per_minute: int = Field(default=0, ge=0, description="taken from one client; 0: as many as it sends")
+    max_batch: int = Field(default=4, ge=1, le=64, description="equal requests worked on together; 1: none are")
+    batch_wait_ms: float = Field(default=5, ge=0, le=1000, description="how long a request waits for equals")
+    request_timeout: float = Field(default=600, gt=0, description="seconds from a request to its end, else 504")
+    result_seconds: float = Field(default=600, ge=0, description="how long a result can be fetched under its id")
+    result_bytes: int = Field(default=256 * 2**20, ge=0, description="most bytes of results kept to be fetched")
+    heartbeat_seconds: float = Field(default=5, gt=0, description="silence after which a worker is not ready")
+    stall_seconds: float = Field(default=300, gt=0, description="time without a step after which a worker is killed")
     shutdown_seconds: int = Field(default=30, ge=0, description="time given to running requests at shutdown")
     data_dir: Path = Field(
         default=Path("~/.local/share/sr3-cascade"), description="folder for the database of jobs and for uploads"
@@ -108,7 +147,10 @@ class Settings(BaseSettings):
     )
     max_archive_bytes: int = Field(default=2**30, ge=1, description="largest ZIP of pictures, packed and unpacked")
     job_workers: int | None = Field(
-        default=None, ge=0, le=64, description="job workers that the server starts itself; none: 1, or 0 with Postgres"
+        default=None,
+        ge=0,
+        le=64,
+        description="job workers that the server starts itself; none: one a device, with Postgres 0",
     )
     job_batch: int = Field(default=1, ge=1, le=64, description="pictures of equal size that share a batch in a job")
     job_patience: float = Field(
@@ -119,6 +161,31 @@ class Settings(BaseSettings):
     def uploads_place(self) -> str:
         """The folder or bucket prefix that uploaded archives are unpacked into."""
         return self.uploads or str(self.data_dir.expanduser() / "uploads")
+
+    api_keys: Annotated[tuple[ApiKey, ...], NoDecode, BeforeValidator(_api_keys)] = Field(
+        default=(), description="NAME:KEY,NAME:KEY…; whoever asks needs one of them", repr=False
+    )
+    allow_anonymous: bool = Field(
+        default=False, description="serve without keys on an address that others may reach too"
+    )
+    allowed_hosts: str = Field(
+        default="", description="names in the Host header, with commas; none: on loopback its own names, else any"
+    )
+    cors_origins: str = Field(default="", description="origins, with commas, whose pages may use this server")
+    log_format: Literal["json", "text"] = Field(default="json", description="lines of JSON or of text")
+    log_prompts: bool = Field(default=False, description="write prompts into the log")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least level logged")
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether only this machine can reach the address."""
+        return self.host in ("localhost", "::1") or self.host.startswith("127.")
+
+    @model_validator(mode="after")
+    def _closed_to_strangers(self) -> "Settings":
+        if not (self.on_loopback or self.api_keys or self.allow_anonymous):
+            raise ValueError("others can reach this address: set SERVICE_API_KEYS, or SERVICE_ALLOW_ANONYMOUS=true")
+        return self
 
 
 def load_settings(argv: Sequence[str]) -> Settings:
@@ -140,7 +207,10 @@ def load_settings(argv: Sequence[str]) -> Settings:
 
 
 def _sentence(error: Mapping[str, object]) -> str:
-    name = str(error["loc"][0])  # type: ignore[index]
     message = str(error["msg"]).removeprefix("Value error, ")
+    if not error["loc"]:
+        return message
+    name = str(error["loc"][0])  # type: ignore[index]
     flag = "--" + name.replace("_", "-")
-    return f"{PREFIX}{name.upper()} or {flag}: {message}, got {error['input']!r}"
+    got = "" if name == "api_keys" else f", got {error['input']!r}"
+    return f"{PREFIX}{name.upper()} or {flag}: {message}{got}"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from sr3.images import Picture
 
@@ -21,6 +23,8 @@ class Progress:
     stage: str
     step: int
     steps: int
+    preview: Callable[[], list[np.ndarray]] | None = field(default=None, compare=False)
+    """What makes a small picture of each item as far as it is, uint8 RGB (H, W, 3)."""
 
 
 OnStep = Callable[[Progress], None]

@@ -1,179 +1,309 @@
-"""One thread that owns the cascade, fed by a bounded queue, answering through futures."""
+"""The process that owns a device: it loads a cascade, runs one batch after another, and answers over a pipe.
 
-import math
+It talks in the plain data of this module, `requests.py` and `upscale.py`, and ends when the pipe does, so it never
+outlives the server. `service/pool.py` is the other end.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import signal
+import sys
 import threading
 import time
-from collections import deque
-from collections.abc import Callable
-from concurrent.futures import Future
-from enum import StrEnum
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any
 
-from service.cascade import Cascade, GenerateRequest, GenerateResult, Progress
+import numpy as np
 
+from service.logs import set_up_logging
+from service.requests import (
+    Cascade,
+    GenerateRequest,
+    GenerateResult,
+    InvalidRequest,
+    ModelInfo,
+    OutOfMemory,
+    Request,
+    UpscaleRequest,
+    UsedSettings,
+)
+from service.settings import Settings
+from service.upscale import Progress
+from sr3.images import Picture
 
-class State(StrEnum):
-    """Where a worker stands."""
-
-    LOADING = "loading"
-    READY = "ready"
-    FAILED = "failed"
-    CLOSED = "closed"
-
-
-class NotReady(Exception):
-    """The worker takes no requests; `state` says why."""
-
-    def __init__(self, state: State) -> None:
-        super().__init__(f"the worker is {state}")
-        self.state = state
-
-
-class QueueFull(Exception):
-    """No place is free; one is expected to be in `retry_after` whole seconds."""
-
-    def __init__(self, waiting: int, retry_after: int) -> None:
-        super().__init__(f"{waiting} requests are waiting already")
-        self.waiting = waiting
-        self.retry_after = retry_after
+CascadeFactory = Callable[[Settings], Cascade]
+BEAT_SECONDS = 0.5
+PREVIEW_SECONDS = 0.4
+_log = logging.getLogger("service.worker")
 
 
-class Cancelled(Exception):
-    """The request was cancelled while it ran."""
+@dataclass(frozen=True)
+class Item:
+    """A request under its id; `watched` where somebody wants previews."""
+
+    id: str
+    request: Request
+    watched: bool = False
+    trace: str = ""
+    """The HTTP request's id, for the log."""
 
 
-class Job:
-    """A request on its way: `future` gets its result, `waited` its seconds in the queue once it runs."""
+@dataclass(frozen=True)
+class Run:
+    """To the worker: do these together; all of equal keys."""
 
-    def __init__(self, request: GenerateRequest, submitted: float) -> None:
-        self.request = request
-        self.future: Future[GenerateResult] = Future()
-        self.submitted = submitted
-        self.waited = 0.0
-        self._cancelled = threading.Event()
-
-    def cancel(self) -> None:
-        """Stop at the next step, or before the first."""
-        self._cancelled.set()
-        self.future.cancel()
-
-    def check(self, progress: Progress) -> None:
-        """An `on_step` that raises Cancelled once `cancel` was called."""
-        if self._cancelled.is_set():
-            raise Cancelled
+    items: tuple[Item, ...]
 
 
-class Worker:
-    """Builds a cascade with `load` in a thread of its own and runs one request after another on it.
+@dataclass(frozen=True)
+class Cancel:
+    """To the worker: stop working on this item."""
 
-    `loaded` resolves once requests are taken, or holds the exception that `load` raised. `queue_size`
-    requests may wait beside the running one. All methods may be called from any thread.
-    """
+    id: str
 
-    def __init__(
-        self, load: Callable[[], Cascade], queue_size: int, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self.loaded: Future[None] = Future()
-        self._load = load
-        self._queue_size = queue_size
-        self._clock = clock
-        self._changed = threading.Condition()
-        self._state = State.LOADING
-        self._waiting: deque[Job] = deque()
-        self._running: Job | None = None
-        self._job_seconds = 1.0
-        # A daemon, so that a load that hangs cannot keep the process from ending.
-        self._thread = threading.Thread(target=self._run, name="cascade", daemon=True)
 
-    @property
-    def state(self) -> State:
-        """Where the worker stands now."""
-        return self._state
+@dataclass(frozen=True)
+class Loaded:
+    """The cascade is ready."""
 
-    def start(self) -> None:
-        """Begin to load, in the background."""
-        self._thread.start()
+    info: ModelInfo
 
-    def submit(self, request: GenerateRequest) -> Job:
-        """Queue a request. Raises NotReady or QueueFull."""
-        with self._changed:
-            if self._state is not State.READY:
-                raise NotReady(self._state)
-            if len(self._waiting) >= self._queue_size:
-                raise QueueFull(len(self._waiting), max(1, math.ceil(self._job_seconds)))
-            job = Job(request, self._clock())
-            self._waiting.append(job)
-            self._changed.notify()
-            return job
 
-    def cancel(self, job: Job) -> None:
-        """Stop this job alone: at once if it waits, at its next step if it runs."""
-        with self._changed:
-            job.cancel()
-            if job in self._waiting:
-                self._waiting.remove(job)
+@dataclass(frozen=True)
+class LoadFailed:
+    """The cascade cannot be loaded; the process ends."""
 
-    def close(self, timeout: float = 10.0) -> None:
-        """Refuse what waits, stop what runs at its next step, and wait for that `timeout` seconds.
+    message: str
 
-        A load that is under way is neither stopped nor waited for.
-        """
-        with self._changed:
-            busy = self._state is State.READY
-            if self._state is not State.FAILED:
-                self._state = State.CLOSED
-            refused = list(self._waiting)
-            self._waiting.clear()
-            if self._running is not None:
-                self._running.cancel()
-            self._changed.notify()
-        for job in refused:
-            if job.future.set_running_or_notify_cancel():
-                job.future.set_exception(NotReady(State.CLOSED))
-        if busy:
-            self._thread.join(timeout)
 
-    def _run(self) -> None:
+@dataclass(frozen=True)
+class Beat:
+    """The process lives. Bytes of its memory, and of the device's where it has its own."""
+
+    memory: int
+    device_memory: int = 0
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """All of a batch are so far; pictures of those that are watched."""
+
+    ids: tuple[str, ...]
+    stage: str
+    step: int
+    steps: int
+    previews: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Made:
+    """A picture, with seconds per stage and what was done."""
+
+    picture: Picture
+    seconds: dict[str, float]
+    used: UsedSettings
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why there is none. `kind`: invalid, cancelled, memory, or error (then the message is for the log alone)."""
+
+    kind: str
+    message: str
+    field: str = ""
+    got: Any = None
+
+
+@dataclass(frozen=True)
+class Finished:
+    """An item's outcome."""
+
+    id: str
+    outcome: Made | Failure
+
+
+@dataclass(frozen=True)
+class BatchDone:
+    """The worker is idle. `stopped_after`: seconds from the first cancellation to here, where all were cancelled."""
+
+    size: int
+    seconds: float
+    stopped_after: float | None = None
+
+
+class Stop(Exception):
+    """Every item of the running batch was cancelled."""
+
+
+def run_worker(pipe: Connection, factory: CascadeFactory, settings: Settings) -> None:
+    """The process's life: load, then do what comes through the pipe until it ends."""
+    for ignored in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ignored, signal.SIG_IGN)  # who stops the server stops us by closing the pipe
+    set_up_logging(settings)
+    inbox = _Inbox(pipe)
+    threading.Thread(target=inbox.read, name="inbox", daemon=True).start()
+    threading.Thread(target=_beat, args=(inbox,), name="heartbeat", daemon=True).start()
+    try:
+        cascade = factory(settings)
+        info = cascade.info()
+    except BaseException as error:  # whatever it is, it must be told
+        _log.debug("loading failed", exc_info=error)
+        reason = " ".join(str(error).split()) or "no reason given"
+        inbox.send(LoadFailed(f"{type(error).__name__}: {reason}"))
+        return
+    inbox.send(Loaded(info))
+    runner = _Runner(cascade, inbox)
+    while True:
+        runner.run(inbox.batches.get().items)
+
+
+class _Inbox:
+    """The worker's end of the pipe: batches as they come, and which ids were cancelled when."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+        self._lock = threading.Lock()
+        self.batches: queue.SimpleQueue[Run] = queue.SimpleQueue()
+        self.cancelled: dict[str, float] = {}
+
+    def read(self) -> None:
+        """Read until the server is gone; then end this process, whatever it is doing."""
         try:
-            cascade = self._load()
-        except BaseException as error:  # whoever waits for `loaded` must hear of it, whatever it is
-            with self._changed:
-                self._state = State.FAILED
-            self.loaded.set_exception(error)
-            return
-        with self._changed:
-            if self._state is State.LOADING:
-                self._state = State.READY
-        self.loaded.set_result(None)
-        while (job := self._next()) is not None:
-            self._do(cascade, job)
+            while True:
+                message = self._pipe.recv()
+                if isinstance(message, Cancel):
+                    self.cancelled[message.id] = time.monotonic()
+                else:
+                    self.batches.put(message)
+        except (EOFError, OSError):
+            os._exit(0)
 
-    def _next(self) -> Job | None:
-        with self._changed:
-            self._running = None
-            self._changed.wait_for(lambda: self._waiting or self._state is State.CLOSED)
-            if self._state is State.CLOSED:
-                return None
-            self._running = self._waiting.popleft()
-            return self._running
-
-    def _do(self, cascade: Cascade, job: Job) -> None:
-        if not job.future.set_running_or_notify_cancel():
-            return
-        start = self._clock()
-        job.waited = start - job.submitted
+    def send(self, message: object) -> None:
+        """Tell the server, from any thread."""
         try:
-            result = cascade.generate(job.request, job.check)
-        except BaseException as error:  # an unanswered future would hang its client for ever
-            job.future.set_exception(_for_a_future(error))
-        else:
-            self._job_seconds += 0.3 * (self._clock() - start - self._job_seconds)
-            job.future.set_result(result)
+            with self._lock:
+                self._pipe.send(message)
+        except OSError:
+            os._exit(0)
 
 
-def _for_a_future(error: BaseException) -> Exception:
-    """The error, or one around it where it would end the event loop that reads it (SystemExit) or is refused."""
-    if isinstance(error, Exception) and not isinstance(error, StopIteration):
-        return error
-    wrapped = RuntimeError(f"the cascade raised {type(error).__name__}")
-    wrapped.__cause__ = error
-    return wrapped
+def _beat(inbox: _Inbox) -> None:
+    while True:
+        inbox.send(Beat(_resident(), _device_memory()))
+        time.sleep(BEAT_SECONDS)
+
+
+def _resident() -> int:
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+def _device_memory() -> int:
+    torch = sys.modules.get("torch")  # never the first to import it
+    cuda = getattr(torch, "cuda", None)
+    return int(cuda.memory_reserved()) if cuda and cuda.is_available() and cuda.is_initialized() else 0
+
+
+class _Runner:
+    """Runs batches on a cascade, and halves those that do not fit the device."""
+
+    def __init__(self, cascade: Cascade, inbox: _Inbox) -> None:
+        self._cascade, self._inbox = cascade, inbox
+        self._fits: dict[object, int] = {}
+        self._shown = 0.0
+
+    def run(self, items: Sequence[Item]) -> None:
+        """Do the batch and answer for each of its items."""
+        start = time.monotonic()
+        key = items[0].request.key()
+        size = self._fits.get(key, len(items))
+        for first in range(0, len(items), size):
+            self._run_part(key, items[first : first + size])
+        stamps = [self._inbox.cancelled.get(item.id) for item in items]
+        self._inbox.cancelled.clear()  # also of those that were done before their cancellation came
+        ended = time.monotonic()
+        asked = [each for each in stamps if each is not None]
+        stopped = ended - max(asked) if len(asked) == len(items) else None
+        self._inbox.send(BatchDone(len(items), ended - start, stopped))
+
+    def _run_part(self, key: object, items: Sequence[Item]) -> None:
+        try:
+            outcomes = self._outcomes(items)
+        except OutOfMemory as error:
+            if len(items) > 1:
+                half = (len(items) + 1) // 2
+                self._fits[key] = half
+                _log.warning("out of memory with %d pictures; trying %d", len(items), half)
+                self._run_part(key, items[:half])
+                self._run_part(key, items[half:])
+                return
+            outcomes = [Failure("memory", str(error))]
+        except Stop:
+            outcomes = [Failure("cancelled", "cancelled") for _ in items]
+        except BaseException as error:  # an item without an answer would hang its client
+            _log.exception("requests %s failed", ", ".join(item.trace for item in items))
+            outcomes = [_failure(error) for _ in items]
+        for item, outcome in zip(items, outcomes, strict=True):
+            self._inbox.send(Finished(item.id, outcome))
+
+    def _outcomes(self, items: Sequence[Item]) -> list[Made | Failure]:
+        on_step = self._on_step(items)
+        first = items[0].request
+        if isinstance(first, GenerateRequest):
+            wanted = [item.request for item in items if isinstance(item.request, GenerateRequest)]
+            made = self._cascade.generate(wanted, on_step)
+            return [_made(item, each) for item, each in zip(items, made, strict=True)]
+        enlarge = [item.request for item in items if isinstance(item.request, UpscaleRequest)]
+        start = time.perf_counter()
+        pictures = self._cascade.upscale(
+            [each.picture for each in enlarge], [each.seed for each in enlarge], enlarge[0].options, on_step
+        )
+        seconds = {f"x{first.options.factor}": time.perf_counter() - start}
+        used = self._cascade.used(first)
+        return [Made(picture, seconds, used) for picture in pictures]
+
+    def _on_step(self, items: Sequence[Item]) -> Callable[[Progress], None]:
+        ids = tuple(item.id for item in items)
+        last: tuple[str, int] | None = None
+
+        def tell(progress: Progress) -> None:
+            nonlocal last
+            if all(each in self._inbox.cancelled for each in ids):
+                raise Stop
+            if (progress.stage, progress.step) != last:
+                last = (progress.stage, progress.step)
+                previews = self._previews(items, progress)
+                self._inbox.send(Stepped(ids, progress.stage, progress.step, progress.steps, previews))
+
+        return tell
+
+    def _previews(self, items: Sequence[Item], progress: Progress) -> dict[str, np.ndarray]:
+        """Small pictures for those who look, a few times a second."""
+        watched = [item.watched for item in items]
+        if progress.preview is None or not any(watched) or time.monotonic() - self._shown < PREVIEW_SECONDS:
+            return {}
+        self._shown = time.monotonic()
+        shown = zip(items, progress.preview(), strict=True)
+        return {item.id: picture for item, picture in shown if item.watched}
+
+
+def _made(item: Item, outcome: GenerateResult | Exception) -> Made | Failure:
+    if isinstance(outcome, Exception):
+        if not isinstance(outcome, InvalidRequest):
+            _log.error("request %s failed: %s", item.trace, outcome)
+        return _failure(outcome)
+    return Made(Picture(outcome.image), outcome.seconds, outcome.used)
+
+
+def _failure(error: BaseException) -> Failure:
+    if isinstance(error, InvalidRequest):
+        return Failure("invalid", str(error), error.field, error.got)
+    return Failure("error", f"{type(error).__name__}: {error}")

@@ -24,6 +24,8 @@ SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".t
 MAX_PIXELS = 100_000_000
 ORIENTATION, EXIF_IFD, GPS_IFD, ICC_TAG = 0x0112, 0x8769, 0x8825, 0x8773  # EXIF and TIFF tags
 STRIP_OFFSETS = 0x0111
+# Description, maker, model, resolution, software, date, artist, host, copyright, and the directories of EXIF and GPS.
+DESCRIPTIVE = {0x010E, 0x010F, 0x0110, 0x011A, 0x011B, 0x0128, 0x0131, 0x0132, 0x013B, 0x013C, 0x8298, EXIF_IFD, GPS_IFD}
 
 
 class ImageError(ValueError):
@@ -139,6 +141,9 @@ def read(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Picture:
 def _from_pil(file: Image.Image, data: bytes, name: str) -> Picture:
     icc, exif = file.info.get("icc_profile"), file.getexif()
     orientation = exif.pop(ORIENTATION, 1)
+    if file.format == "TIFF":  # whose own layout stands among the tags
+        for tag in set(exif) - DESCRIPTIVE:
+            del exif[tag]
     if file.mode.startswith("I") or _sixteen_bit(file, data):
         import cv2  # Pillow reads no sixteen bits a colour; here, so that importing sr3 stays cheap
 

@@ -7,8 +7,28 @@ from contextlib import contextmanager
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tests.service_fakes import wait_until
+
+
+class RequestIds:
+    """Gives every request an id, as the service's own gate does, and knows nothing of keys."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection."""
+        scope.setdefault("state", {})["request_id"] = "test"
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["X-Request-Id"] = "test"
+            await send(message)
+
+        await self.app(scope, receive, send_with_id)
 
 
 @contextmanager

@@ -1,52 +1,121 @@
-"""A cascade that draws flat pictures, and a real server on a free port, for the service's tests."""
+"""A cascade that draws noise, told by files and prompts what to do, and a real server on a free port."""
 
+import multiprocessing
+import os
+import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 import uvicorn
 
-from service.app import CascadeFactory, create_app
-from service.cascade import GenerateRequest, GenerateResult, OnStep, Progress, UsedSettings
+from service.app import create_app
+from service.pool import Pool
+from service.requests import (
+    GenerateRequest,
+    GenerateResult,
+    InvalidRequest,
+    ModelInfo,
+    OutOfMemory,
+    UpscaleRequest,
+    UsedSettings,
+)
 from service.schemas import ProblemBody
 from service.settings import Settings
-from service.worker import State, Worker
+from service.upscale import OnStep, Progress, UpscaleOptions
+from service.worker import CascadeFactory
+from sr3.images import Picture, with_pixels
 
 BASE = 8
 
 
+@dataclass
 class FakeCascade:
-    """Implements `Cascade`. Its picture is the seed's noise, its steps wait for `gate`."""
+    """Implements `Cascade`. Its picture is the seed's noise.
 
-    def __init__(self, error: Exception | None = None, step_seconds: float = 0.0) -> None:
-        self.error = error
-        self.step_seconds = step_seconds
-        self.gate = threading.Event()
-        self.gate.set()
-        self.begun: list[str] = []
-        self.steps_done: list[str] = []
-        self.ended: list[tuple[str, str]] = []
+    `place/log` gets a line for each event, a step lasts as long as there is a `place/hold`, and a prompt that begins
+    with one of the words of `_obey` does what that says. So does the width of an uploaded picture, 66.
+    """
 
-    def generate(self, request: GenerateRequest, on_step: OnStep | None = None) -> GenerateResult:
-        self.begun.append(request.prompt)
+    place: Path
+    step_seconds: float = 0.0
+
+    def info(self) -> ModelInfo:
+        return ModelInfo(
+            "fake", "fake", "0123456789", "9876543210", BASE, BASE, 8, "DDIM", "DDIM", ("DDIM",), ("DDIM",)
+        )
+
+    def generate(
+        self, requests: Sequence[GenerateRequest], on_step: OnStep | None = None
+    ) -> list[GenerateResult | Exception]:
+        prompts = "+".join(request.prompt for request in requests)
+        steps = requests[0].steps or 3
+        shown = [np.full((4, 4, 3), request.seed % 256, np.uint8) for request in requests]
+        self._work("base", prompts, steps, on_step, shown)
+        return [self._obey(request, len(requests)) for request in requests]
+
+    def upscale(
+        self,
+        pictures: Sequence[Picture],
+        seeds: Sequence[int],
+        options: UpscaleOptions,
+        on_step: OnStep | None = None,
+    ) -> list[Picture]:
+        if pictures[0].pixels.shape[1] == 66:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self._work(f"x{options.factor}", f"picture {seeds}", options.steps or 2, on_step, [])
+        large = [p.pixels.repeat(options.factor, axis=0).repeat(options.factor, axis=1) for p in pictures]
+        return [with_pixels(picture, pixels) for picture, pixels in zip(pictures, large, strict=True)]
+
+    def used(self, request: UpscaleRequest) -> UsedSettings:
+        height, width = request.picture.pixels.shape[:2]
+        return UsedSettings(None, None, None, None, (width, height), request.options.factor, "fake", "DDIM", 2, 0.0)
+
+    def log(self, line: str) -> None:
+        with (self.place / "log").open("a") as file:
+            file.write(line + "\n")
+
+    def _work(self, stage: str, name: str, steps: int, on_step: OnStep | None, shown: list[np.ndarray]) -> None:
+        self.log(f"begun {name}")
         try:
-            for step in range(request.steps or 3):
-                assert self.gate.wait(20)
+            for step in range(steps):
+                while (self.place / "hold").exists():
+                    time.sleep(0.002)
                 time.sleep(self.step_seconds)
                 if on_step is not None:
-                    on_step(Progress("base", step, request.steps or 3))
-                self.steps_done.append(request.prompt)
-            if self.error is not None:
-                raise self.error
-        except Exception as error:
-            self.ended.append((request.prompt, type(error).__name__))
+                    on_step(Progress(stage, step + 1, steps, (lambda: shown) if shown else None))
+                self.log(f"step {name}")
+        except BaseException as error:
+            self.log(f"stopped {name} by {type(error).__name__}")
             raise
-        self.ended.append((request.prompt, "done"))
+        self.log(f"done {name}")
+
+    def _obey(self, request: GenerateRequest, together: int) -> GenerateResult | Exception:
+        match request.prompt.split()[0]:
+            case "crash":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "fail":
+                raise RuntimeError("secret: /root/model")
+            case "fail-alone":
+                return RuntimeError("secret: /root/model")
+            case "exit":
+                raise SystemExit(3)
+            case "crowded" if together > 1:
+                raise OutOfMemory("no room")
+            case "large":
+                raise OutOfMemory("no room")
+            case "refuse":
+                return InvalidRequest("prompt", request.prompt, "99 tokens; the base model reads at most 77")
+            case "nothing":
+                return GenerateResult(np.zeros((2, 2), complex), request.seed, {}, flat_result(request).used)
         return flat_result(request)
 
 
@@ -58,19 +127,61 @@ def flat_result(request: GenerateRequest) -> GenerateResult:
     return GenerateResult(picture, request.seed, {"base": 0.25}, used)
 
 
+def load_fake(place: Path, step_seconds: float, settings: Settings) -> FakeCascade:
+    """A cascade factory, where `place` and `step_seconds` are given; waits for `place/hold-load` to go away."""
+    while (place / "hold-load").exists():
+        time.sleep(0.002)
+    if (place / "broken").exists():
+        raise OSError("/secret/place is missing\n  indeed")
+    return FakeCascade(place, step_seconds)
+
+
+def fake(place: Path, step_seconds: float = 0.0) -> CascadeFactory:
+    """A factory of fakes that a worker process can be told of."""
+    return partial(load_fake, place, step_seconds)
+
+
 @dataclass
 class Running:
-    """A server that answers at `url`, and a client for it."""
+    """A server that answers at `url`, a client for it, and the directory through which its cascade is told."""
 
     url: str
     client: httpx.Client
-    worker: Worker
+    pool: Pool
+    place: Path
+    app: Any = field(repr=False, default=None)
+
+    def hold(self) -> None:
+        """Have every step wait until `go`."""
+        (self.place / "hold").touch()
+
+    def go(self) -> None:
+        """End `hold`."""
+        (self.place / "hold").unlink()
+
+    def log(self) -> list[str]:
+        """What the cascade did, but for single steps."""
+        path = self.place / "log"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [line for line in lines if not line.startswith("step ")]
+
+    def begun(self) -> list[str]:
+        """The batches that were begun."""
+        return [line.removeprefix("begun ") for line in self.log() if line.startswith("begun ")]
 
 
 @contextmanager
-def serving(settings: Settings, factory: CascadeFactory, ready: bool = True) -> Iterator[Running]:
+def serving(
+    place: Path,
+    ready: bool = True,
+    step_seconds: float = 0.0,
+    factory: CascadeFactory | None = None,
+    **options: Any,
+) -> Iterator[Running]:
     """A uvicorn server on loopback for as long as the block runs; with `ready`, once it takes requests."""
-    app = create_app(settings, factory)
+    settings = Settings(**{"batch_wait_ms": 0, "log_level": "error", **options})
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["tests.service_fakes"])  # starts are quick then
+    app = create_app(settings, factory or fake(place, step_seconds))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = "http://{}:{}".format(*listener.getsockname())
         patience = settings.shutdown_seconds
@@ -78,17 +189,17 @@ def serving(settings: Settings, factory: CascadeFactory, ready: bool = True) -> 
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
-            with httpx.Client(base_url=url, timeout=20) as client:
+            with httpx.Client(base_url=url, timeout=30) as client:
                 wait_until(lambda: server.started)
                 if ready:
-                    wait_until(lambda: app.state.worker.state is State.READY)
-                yield Running(url, client, app.state.worker)
+                    wait_until(lambda: app.state.pool.ready, 60)
+                yield Running(url, client, app.state.pool, place, app)
         finally:
             server.should_exit = True
             thread.join(20)
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 10) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 20) -> None:
     """Return as soon as `condition()` holds; AssertionError after `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -29,14 +29,14 @@ def allowed(room: str, name: str, module: str) -> bool:
     match room, name:
         case "sr3", ("data.py" | "evaluate.py" | "metrics.py"):
             return module.split(".")[0] == "degradation"
-        case "ldm", ("train.py" | "autoencoder.py" | "diffusion.py"):
-            return module == "sr3.loop"  # one training loop for both networks
-        case "service", "cascade.py":
+        case "ldm", ("train.py" | "autoencoder.py" | "diffusion.py" | "classifier.py" | "finetune.py"):
+            return module == "sr3.loop"  # one training loop for all networks
+        case "service", ("cascade.py" | "describe.py" | "preload.py"):
             return module.split(".")[0] in ("sr3", "ldm")
         case "service", "upscale.py":
             return module.split(".")[0] == "sr3"
-        case "service", "pictures.py":
-            return module == "sr3.images"
+        case "service", _:
+            return module == "sr3.images"  # pictures as files hold them; loads no torch
     return False
 
 

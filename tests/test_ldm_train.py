@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import AutoencoderKL, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 import ldm
@@ -97,6 +97,20 @@ def test_the_result_is_an_ordinary_stable_diffusion_pipeline(stages):
 def test_latents_have_unit_scale(stages):
     config = json.loads((stages[0] / "vae" / "config.json").read_text())
     assert config["scaling_factor"] != 0.18215 and config["scaling_factor"] > 0
+
+
+def test_decoder_only_leaves_the_encoder_and_its_latents_as_they_are(pack, stages, tmp_path):
+    vae = stages[0] / "vae"
+    with pytest.raises(ValueError, match="give init"):
+        main(AutoencoderConfig(pack, tmp_path, decoder_only=True, loop=LOOP))
+    main(AutoencoderConfig(pack, tmp_path, init=vae, decoder_only=True, loop=LOOP))
+    before, after = (AutoencoderKL.from_pretrained(f).state_dict() for f in (vae, tmp_path / "vae"))
+    kept = [k for k in before if k.startswith(("encoder.", "quant_conv."))]
+    assert kept and all(torch.equal(before[k], after[k]) for k in kept)
+    trained = [k for k in before if k.startswith("decoder.") and not torch.equal(before[k], after[k])]
+    assert len(trained) > 0.9 * len([k for k in before if k.startswith("decoder.")])
+    scales = [json.loads((f / "config.json").read_text())["scaling_factor"] for f in (vae, tmp_path / "vae")]
+    assert scales[0] == scales[1]
 
 
 def interrupted(module, monkeypatch, config) -> None:

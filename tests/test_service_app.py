@@ -1,22 +1,22 @@
 """Over HTTP, from a real server with a fake cascade: pictures, seeds, state, queue, cancelling."""
 
+import base64
 import io
 import json
-import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from service.cascade import Cascade, GenerateRequest, InvalidRequest
-from service.settings import Settings
-from service.worker import State
-from tests.service_fakes import BASE, FakeCascade, Running, flat_result, problem, serving, wait_until
+from service.cascade import GenerateRequest
+from service.pool import State
+from tests.service_fakes import BASE, Running, flat_result, problem, serving, wait_until
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Running]:
-    with serving(Settings(), lambda settings: FakeCascade()) as running:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with serving(tmp_path_factory.mktemp("fake")) as running:
         yield running
 
 
@@ -67,34 +67,12 @@ def test_prompts_in_any_script_work_and_are_written_down(server: Running, prompt
     assert text["parameters"].startswith(prompt.strip() + "\nNegative prompt: 模糊\n")
 
 
-def test_all_options_reach_the_cascade() -> None:
-    seen: list[GenerateRequest] = []
-
-    class Listening(FakeCascade):
-        def generate(self, request, on_step=None):  # type: ignore[no-untyped-def]
-            seen.append(request)
-            return super().generate(request, on_step)
-
-    options = {
-        "prompt": "a",
-        "negative_prompt": "b",
-        "seed": 2**32 - 1,
-        "steps": 9,
-        "guidance_scale": 3,
-        "sr_steps": 0,
-        "aug_level": 0.5,
-    }
-    with serving(Settings(), lambda settings: Listening()) as server:
-        assert server.client.post("/generate?upscale=1", json=options).status_code == 200
-    assert seen == [GenerateRequest(upscale=1, **options)]  # type: ignore[arg-type]
-
-
 def test_timings_are_reported_in_milliseconds(server: Running) -> None:
     timing = server.client.post("/generate", json={"prompt": "a"}).headers["server-timing"]
     entries = dict(entry.split(";dur=") for entry in timing.split(", "))
-    assert list(entries) == ["queue", "base", "png"]
+    assert list(entries) == ["queue", "base", "encode"]
     assert entries["base"] == "250.0"
-    assert float(entries["png"]) > 0
+    assert float(entries["encode"]) > 0
 
 
 def test_request_id_of_the_client_is_kept_and_an_unsafe_one_replaced(server: Running) -> None:
@@ -104,78 +82,115 @@ def test_request_id_of_the_client_is_kept_and_an_unsafe_one_replaced(server: Run
     assert len(replaced.headers["x-request-id"]) == 32
 
 
-def test_healthz_answers_while_loading_and_the_rest_says_so() -> None:
-    loaded = threading.Event()
+def test_several_pictures_take_the_seeds_that_follow_and_share_a_batch(server: Running) -> None:
+    body = {"prompt": "several", "seed": 2**32 - 1, "num_images": 3}
+    answer = server.client.post("/generate?upscale=1", json=body)
+    assert answer.headers["content-type"] == "application/json"
+    images = answer.json()["images"]
+    assert [image["seed"] for image in images] == [2**32 - 1, 0, 1]
+    alone = server.client.post("/generate?upscale=1", json={"prompt": "several", "seed": 1}).content
+    assert base64.b64decode(images[2]["b64_json"]) == alone
+    assert images[2]["settings"]["seed"] == 1
+    assert "several+several+several" in server.begun()
 
-    def slow(settings: Settings) -> Cascade:
-        assert loaded.wait(20)
-        return FakeCascade()
 
-    with serving(Settings(), slow, ready=False) as server:
+@pytest.mark.parametrize(
+    ("accept", "format", "kind"),
+    [
+        ("*/*", None, "image/png"),
+        ("image/webp", None, "image/webp"),
+        ("image/png;q=0.5, image/jpeg", None, "image/jpeg"),
+        ("image/*", "jpeg", "image/jpeg"),
+        ("*/*", "webp", "image/webp"),
+        ("application/json, image/png;q=0.9", None, "application/json"),
+        ("text/html, text/event-stream", None, "text/event-stream; charset=utf-8"),
+    ],
+)
+def test_accept_and_format_choose_the_answer(server: Running, accept: str, format: str | None, kind: str) -> None:
+    body = {"prompt": "a", "seed": 7} | ({"format": format} if format else {})
+    answer = server.client.post("/generate?upscale=1", json=body, headers={"accept": accept})
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == kind
+    if kind.startswith("image/"):
+        assert Image.open(io.BytesIO(answer.content)).get_format_mimetype() == kind
+
+
+@pytest.mark.parametrize(("accept", "body"), [("text/html", {}), ("image/png", {"num_images": 2})])
+def test_nothing_acceptable_is_406_with_what_there_is(server: Running, accept: str, body: dict[str, int]) -> None:
+    answer = server.client.post("/generate", json={"prompt": "a", **body}, headers={"accept": accept})
+    assert answer.status_code == 406
+    assert "application/json, text/event-stream" in problem(answer).detail
+
+
+@pytest.mark.parametrize("format", ["png", "jpeg", "webp"])
+def test_file_says_how_it_was_made_unless_told_not_to(server: Running, format: str) -> None:
+    body = {"prompt": "红苹果, a", "negative_prompt": "b", "seed": 7, "format": format}
+    kind = {"content-type": f"image/{format}"}
+    told = server.client.post("/generate", json=body).content
+    read = server.client.post("/inspect", content=told, headers=kind).json()
+    assert read["settings"]["prompt"] == "红苹果, a"
+    assert (read["settings"]["seed"], read["settings"]["sampler"]) == (7, "DDIM")
+    assert read["parameters"].startswith("红苹果, a\nNegative prompt: b\nSteps: 3, Sampler: DDIM, Seed: 7, ")
+    silent = server.client.post("/generate", json={**body, "metadata": "none"}).content
+    assert server.client.post("/inspect", content=silent, headers=kind).json() == {}
+    assert "红".encode() not in silent
+
+
+def test_unknown_scheduler_and_size_are_refused_before_they_wait(server: Running) -> None:
+    for field, value in (("scheduler", "no"), ("sr_scheduler", "no"), ("width", 12), ("height", 9)):
+        answer = server.client.post("/generate", json={"prompt": "refused", field: value})
+        assert answer.status_code == 422
+        (error,) = problem(answer).errors or []
+        assert (error.field, error.got) == (field, json.dumps(value))
+    assert server.client.post("/generate", json={"prompt": "a", "scheduler": "ddim", "width": 8}).status_code == 200
+    assert "refused" not in server.begun()
+
+
+def test_picture_that_would_be_too_large_is_413(tmp_path: Path) -> None:
+    with serving(tmp_path, max_pixels=32 * 32) as server:
+        assert server.client.post("/generate?upscale=4", json={"prompt": "a"}).status_code == 200
+        answer = server.client.post("/generate?upscale=16", json={"prompt": "a"})
+    assert answer.status_code == 413
+    assert "128×128; at most 1024 pixels" in problem(answer).detail
+
+
+def test_healthz_answers_while_loading_and_the_rest_says_so(tmp_path: Path) -> None:
+    (tmp_path / "hold-load").touch()
+    with serving(tmp_path, ready=False) as server:
         assert server.client.get("/healthz").json() == {"status": "ok"}
         for answer in (server.client.get("/readyz"), server.client.post("/generate", json={"prompt": "a"})):
             assert answer.status_code == 503
             assert problem(answer).detail == "the models are still loading"
             assert int(answer.headers["retry-after"]) > 0
-        loaded.set()
+        (tmp_path / "hold-load").unlink()
         wait_until(lambda: server.client.get("/readyz").status_code == 200)
         assert server.client.get("/readyz").json() == {"status": "ready"}
         assert server.client.post("/generate", json={"prompt": "a"}).status_code == 200
 
 
-def test_models_that_cannot_be_loaded_are_reported_without_their_path() -> None:
-    def broken(settings: Settings) -> Cascade:
-        raise OSError("/secret/place is missing")
-
-    with serving(Settings(), broken, ready=False) as server:
-        wait_until(lambda: server.worker.state is State.FAILED)
+def test_models_that_cannot_be_loaded_are_reported_without_their_path(tmp_path: Path) -> None:
+    (tmp_path / "broken").touch()
+    with serving(tmp_path, ready=False) as server:
+        wait_until(lambda: server.pool.state is State.FAILED)
         answer = server.client.post("/generate", json={"prompt": "a"})
         assert server.client.get("/healthz").status_code == 200
     assert answer.status_code == 503
     assert problem(answer).detail == "the models could not be loaded; the server's log says why"
 
 
-def test_failure_of_the_models_is_500_with_the_id_and_no_trace() -> None:
-    cascade = FakeCascade(RuntimeError("secret: /root/model"))
-    with serving(Settings(), lambda s: cascade) as server:
-        answer = server.client.post("/generate", json={"prompt": "a"}, headers={"X-Request-Id": "id-1"})
-        cascade.error = None
-        assert server.client.post("/generate", json={"prompt": "a"}).status_code == 200
+@pytest.mark.parametrize("how", ["fail", "fail-alone", "exit", "nothing"])
+def test_failure_is_500_with_the_id_and_no_trace_and_ends_nothing(server: Running, how: str) -> None:
+    answer = server.client.post("/generate", json={"prompt": how}, headers={"X-Request-Id": "id-1"})
     assert answer.status_code == 500
     assert problem(answer).request_id == "id-1"
-    assert "secret" not in answer.text
-    assert "Traceback" not in answer.text
+    for word in ("secret", "Traceback", "complex"):
+        assert word not in answer.text
+    assert server.client.post("/generate", json={"prompt": "a"}).status_code == 200
 
 
-@pytest.mark.parametrize("error", [SystemExit(3), StopIteration()])
-def test_odd_ways_to_fail_are_500_and_end_nothing(error: BaseException) -> None:
-    class Odd(FakeCascade):
-        def generate(self, request, on_step=None):  # type: ignore[no-untyped-def]
-            raise error
-
-    with serving(Settings(), lambda s: Odd()) as server:
-        for _ in range(2):
-            assert server.client.post("/generate", json={"prompt": "a"}).status_code == 500
-
-
-def test_failure_outside_the_models_is_500_too() -> None:
-    class NotAPicture(FakeCascade):
-        def generate(self, request, on_step=None):  # type: ignore[no-untyped-def]
-            result = flat_result(request)
-            return type(result)(result.image[..., 0].astype(complex), result.seed, {}, result.used)
-
-    with serving(Settings(), lambda s: NotAPicture()) as server:
-        answer = server.client.post("/generate", json={"prompt": "a"})
-        assert server.client.get("/readyz").status_code == 200
-    assert answer.status_code == 500
-    assert "complex" not in problem(answer).detail
-
-
-def test_what_the_models_refuse_is_422() -> None:
-    refusal = InvalidRequest("prompt", "word " * 99, "99 tokens; the base model reads at most 77")
-    with serving(Settings(), lambda s: FakeCascade(refusal)) as server:
-        answer = server.client.post("/generate", json={"prompt": "word " * 99})
+def test_what_the_models_refuse_is_422(server: Running) -> None:
+    answer = server.client.post("/generate", json={"prompt": "refuse " * 99})
     assert answer.status_code == 422
     (error,) = problem(answer).errors or []
     assert (error.field, error.message) == ("prompt", "99 tokens; the base model reads at most 77")
-    assert (error.got or "").startswith('"word word')
+    assert (error.got or "").startswith('"refuse refuse')

@@ -5,20 +5,36 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 
-from service.cascade import BUNDLED_GUIDANCE, DiffusersCascade, GenerateRequest, InvalidRequest, Progress
+from service.cascade import (
+    BUNDLED_GUIDANCE,
+    DiffusersCascade,
+    GenerateRequest,
+    GenerateResult,
+    InvalidRequest,
+    Progress,
+)
 from service.settings import Settings
 
 StepEnd = Callable[..., dict[str, Any]]
 
 
 class DDIMScheduler:
-    """A name, as diffusers' schedulers have one."""
+    """As much of diffusers' as a pipeline's copy for one request needs."""
+
+    config: ClassVar[dict[str, Any]] = {}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "DDIMScheduler":
+        return cls()
+
+    def step(self) -> None:
+        pass
 
 
 class Tokenizer:
@@ -38,14 +54,14 @@ class Pipeline:
         self.scheduler = DDIMScheduler()
         self.components = components
         self.calls: list[dict[str, Any]] = []
-        self.steps_run = 0
+        self.steps_run: list[int] = []  # shared with copies
 
     def set_progress_bar_config(self, disable: bool) -> None:
         assert disable
 
     def _steps(self, count: int, callback_on_step_end: StepEnd) -> None:
         for step in range(count):
-            self.steps_run += 1
+            self.steps_run.append(step)
             assert callback_on_step_end(self, step, 0, {"latents": step}) == {"latents": step}
 
 
@@ -57,12 +73,12 @@ class Base(Pipeline):
 
     def __call__(
         self,
-        prompt: str,
+        prompt: list[str],
         num_inference_steps: int = 50,
         guidance_scale: float = 7.5,
-        negative_prompt: str | None = None,
+        negative_prompt: list[str] | None = None,
         *,
-        generator: torch.Generator,
+        generator: list[torch.Generator],
         output_type: str,
         callback_on_step_end: StepEnd,
     ) -> SimpleNamespace:
@@ -70,7 +86,8 @@ class Base(Pipeline):
         self.calls.append(dict(zip(("prompt", "steps", "guidance", "negative"), given, strict=True)))
         assert output_type == "pt"
         self._steps(num_inference_steps, callback_on_step_end)
-        return SimpleNamespace(images=self.images(generator), nsfw_content_detected=self.flagged)
+        images = torch.cat([self.images(each) for each in generator])
+        return SimpleNamespace(images=images, nsfw_content_detected=self.flagged)
 
 
 class Distilled(Pipeline):
@@ -78,13 +95,13 @@ class Distilled(Pipeline):
 
     def __call__(
         self,
-        prompt: str,
+        prompt: list[str],
         num_inference_steps: int,
-        generator: torch.Generator,
+        generator: list[torch.Generator],
         output_type: str,
         callback_on_step_end: StepEnd,
     ) -> SimpleNamespace:
-        return SimpleNamespace(images=torch.zeros(1, 3, 4, 6))
+        return SimpleNamespace(images=torch.zeros(len(prompt), 3, 4, 6))
 
 
 class Enlarger(Pipeline):
@@ -94,18 +111,20 @@ class Enlarger(Pipeline):
 
     def __call__(
         self,
-        image: np.ndarray,
+        image: list[np.ndarray],
         num_inference_steps: int,
-        generator: torch.Generator,
+        generator: list[torch.Generator],
         aug_level: float,
         callback_on_step_end: StepEnd,
+        on_tile: Callable[[], None],
         output_type: str,
     ) -> SimpleNamespace:
-        noise = torch.rand(1, generator=generator).item()
+        noise = [torch.rand(1, generator=each).item() for each in generator]
         self.calls.append({"image": image, "steps": num_inference_steps, "aug_level": aug_level, "noise": noise})
         assert output_type == "uint8"
         self._steps(num_inference_steps, callback_on_step_end)
-        return SimpleNamespace(images=[image.repeat(self.factor, axis=0).repeat(self.factor, axis=1)])
+        on_tile()
+        return SimpleNamespace(images=[p.repeat(self.factor, axis=0).repeat(self.factor, axis=1) for p in image])
 
 
 def child_noise(seed: int, child: int, *shape: int) -> np.ndarray:
@@ -118,15 +137,25 @@ def make(base: Pipeline | None = None, enlarger: Pipeline | None = None, **setti
     return DiffusersCascade(base or Base(), enlarger or Enlarger(), Settings(**settings))
 
 
+def one(
+    cascade: DiffusersCascade, request: GenerateRequest, on_step: Callable[[Progress], None] | None = None
+) -> GenerateResult:
+    """The one picture, or its own exception raised."""
+    (outcome,) = cascade.generate([request], on_step)
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
 @pytest.mark.parametrize("upscale", [1, 4, 16])
 def test_each_stage_has_a_child_seed_and_the_picture_its_size(upscale: int) -> None:
     enlarger = Enlarger()
-    result = make(enlarger=enlarger).generate(GenerateRequest("a", seed=7, upscale=upscale))
+    result = one(make(enlarger=enlarger), GenerateRequest("a", seed=7, upscale=upscale))
     drawn = (child_noise(7, 0, 3, 4, 6).transpose(1, 2, 0) * 255).round().astype(np.uint8)
     assert result.image.dtype == np.uint8
     assert np.array_equal(result.image, drawn.repeat(upscale, axis=0).repeat(upscale, axis=1))
     assert [call["noise"] for call in enlarger.calls] == [
-        child_noise(7, child, 1).item() for child in {1: [], 4: [1], 16: [1, 2]}[upscale]
+        [child_noise(7, child, 1).item()] for child in {1: [], 4: [1], 16: [1, 2]}[upscale]
     ]
     assert result.used.base_size == (6, 4)
     assert list(result.seconds) == ["base", "x4", "x16"][: 1 + len(enlarger.calls)]
@@ -135,30 +164,30 @@ def test_each_stage_has_a_child_seed_and_the_picture_its_size(upscale: int) -> N
 def test_request_comes_before_settings_and_settings_before_the_pipeline() -> None:
     base, enlarger = Base(), Enlarger()
     cascade = make(base, enlarger, base_steps=2, sr_steps=3, aug_level=0.25)
-    plain = cascade.generate(GenerateRequest("a", seed=1)).used
+    plain = one(cascade, GenerateRequest("a", seed=1)).used
     assert (plain.steps, plain.guidance_scale, plain.sr_steps, plain.aug_level) == (2, BUNDLED_GUIDANCE, 3, 0.25)
     asked = GenerateRequest("a", seed=1, negative_prompt="b", steps=1, guidance_scale=0.0, sr_steps=0, aug_level=0.0)
-    used = cascade.generate(asked).used
+    used = one(cascade, asked).used
     assert (used.steps, used.guidance_scale, used.sr_steps, used.aug_level) == (1, 0.0, 0, 0.0)
     assert base.calls == [
-        {"prompt": "a", "steps": 2, "guidance": BUNDLED_GUIDANCE, "negative": None},
-        {"prompt": "a", "steps": 1, "guidance": 0.0, "negative": "b"},
+        {"prompt": ["a"], "steps": 2, "guidance": BUNDLED_GUIDANCE, "negative": None},
+        {"prompt": ["a"], "steps": 1, "guidance": 0.0, "negative": ["b"]},
     ]
     assert [(call["steps"], call["aug_level"]) for call in enlarger.calls] == [(3, 0.25), (0, 0.0)]
-    assert make(guidance_scale=3.0).generate(GenerateRequest("a", seed=1)).used.guidance_scale == 3.0
+    assert one(make(guidance_scale=3.0), GenerateRequest("a", seed=1)).used.guidance_scale == 3.0
 
 
 def test_names_of_models_are_reported_without_their_place(tmp_path: Any) -> None:
     directory = tmp_path / "my-model"
     directory.mkdir()
     (directory / "model_index.json").write_text("{}")
-    used = make(base_model="some/one", sr_model=str(directory)).generate(GenerateRequest("a", seed=1)).used
+    used = one(make(base_model="some/one", sr_model=str(directory)), GenerateRequest("a", seed=1)).used
     assert (used.base_model, used.sr_model) == ("some/one", "my-model")
     assert (used.sampler, used.sr_sampler) == ("DDIM", "DDIM")
 
 
 def test_what_was_not_enlarged_reports_no_enlarging() -> None:
-    used = make().generate(GenerateRequest("a", seed=1, upscale=1)).used
+    used = one(make(), GenerateRequest("a", seed=1, upscale=1)).used
     assert used.sr_model is used.sr_sampler is used.sr_steps is used.aug_level is None
 
 
@@ -167,8 +196,9 @@ def test_steps_are_told_and_raising_there_ends_the_work() -> None:
     cascade = make(base, enlarger)
     request = GenerateRequest("a", seed=1, upscale=16, steps=2, sr_steps=1)
     told: list[Progress] = []
-    cascade.generate(request, told.append)
-    assert [(each.stage, each.step, each.steps) for each in told] == [
+    one(cascade, request, told.append)
+    steps = dict.fromkeys((each.stage, each.step, each.steps) for each in told)  # tiles repeat the step they are in
+    assert list(steps) == [
         ("base", 0, 2),
         ("base", 1, 2),
         ("base", 2, 2),
@@ -183,8 +213,8 @@ def test_steps_are_told_and_raising_there_ends_the_work() -> None:
             raise KeyError("enough")
 
     with pytest.raises(KeyError, match="enough"):
-        cascade.generate(request, stop)
-    assert (base.steps_run, len(enlarger.calls)) == (2 + 1, 2)
+        one(cascade, request, stop)
+    assert (len(base.steps_run), len(enlarger.calls)) == (2 + 1, 2)
 
 
 @pytest.mark.parametrize(
@@ -205,28 +235,28 @@ def test_text_that_every_tokenizer_would_cut_is_refused(limits: list[int], words
         fields: dict[str, Any] = {field: text}
         request = replace(GenerateRequest("a", seed=1), **fields)
         if refused is None:
-            cascade.generate(request)
+            one(cascade, request)
         else:
             with pytest.raises(InvalidRequest, match=refused) as raised:
-                cascade.generate(request)
+                one(cascade, request)
             assert (raised.value.field, raised.value.got) == (field, text)
 
 
 @pytest.mark.parametrize("asked", [{"guidance_scale": 1.0}, {"negative_prompt": "b"}])
 def test_what_the_pipeline_does_not_take_is_refused_by_name(asked: dict[str, Any]) -> None:
     cascade = make(Distilled(), guidance_scale=3.0)
-    assert cascade.generate(GenerateRequest("a", seed=1)).used.guidance_scale is None
+    assert one(cascade, GenerateRequest("a", seed=1)).used.guidance_scale is None
     with pytest.raises(InvalidRequest, match="takes none") as raised:
-        cascade.generate(GenerateRequest("a", seed=1, **asked))
+        one(cascade, GenerateRequest("a", seed=1, **asked))
     assert [raised.value.field] == list(asked)
 
 
 def test_picture_over_the_limit_is_refused_before_it_is_enlarged() -> None:
     enlarger = Enlarger()
     cascade = make(enlarger=enlarger, max_pixels=24 * 16)
-    cascade.generate(GenerateRequest("a", seed=1, upscale=4))
+    one(cascade, GenerateRequest("a", seed=1, upscale=4))
     with pytest.raises(InvalidRequest, match="96×64 is over this server's 384 pixels") as raised:
-        cascade.generate(GenerateRequest("a", seed=1, upscale=16))
+        one(cascade, GenerateRequest("a", seed=1, upscale=16))
     assert (raised.value.field, raised.value.got) == ("upscale", 16)
     assert len(enlarger.calls) == 1
 
@@ -235,21 +265,21 @@ def test_size_not_promised_is_never_delivered() -> None:
     enlarger = Enlarger()
     enlarger.factor = 2
     with pytest.raises(RuntimeError, match=r"promised uint8 \(16, 24, 3\), made uint8 \(8, 12, 3\)"):
-        make(enlarger=enlarger).generate(GenerateRequest("a", seed=1))
+        one(make(enlarger=enlarger), GenerateRequest("a", seed=1))
 
 
 def test_picture_that_is_not_finite_is_never_delivered() -> None:
     base = Base()
     base.images = lambda generator: torch.full((1, 3, 4, 6), torch.nan)
     with pytest.raises(RuntimeError, match="not finite"):
-        make(base).generate(GenerateRequest("a", seed=1))
+        one(make(base), GenerateRequest("a", seed=1))
 
 
 def test_picture_that_a_safety_checker_blacked_out_is_refused() -> None:
     base = Base()
     base.flagged = [True]
     with pytest.raises(InvalidRequest, match="safety checker"):
-        make(base).generate(GenerateRequest("a", seed=1))
+        one(make(base), GenerateRequest("a", seed=1))
 
 
 def test_importing_the_application_loads_no_models_and_no_frameworks() -> None:
@@ -257,3 +287,36 @@ def test_importing_the_application_loads_no_models_and_no_frameworks() -> None:
     program = f"import sys, service.__main__; print([name for name in {heavy} if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_equal_requests_are_made_together_and_a_bad_one_fails_alone() -> None:
+    base = Base(tokenizer=Tokenizer(5))
+    cascade = make(base)
+    requests = [GenerateRequest(prompt, seed) for prompt, seed in (("a", 1), ("word " * 9, 2), ("b", 3))]
+    first, bad, last = cascade.generate(requests)
+    assert base.calls[0]["prompt"] == ["a", "b"]
+    assert isinstance(bad, InvalidRequest)
+    for outcome, request in ((first, requests[0]), (last, requests[2])):
+        assert isinstance(outcome, GenerateResult)
+        assert np.array_equal(outcome.image, one(make(), request).image)
+
+
+def test_unsafe_picture_fails_alone() -> None:
+    base = Base()
+    base.flagged = [True, False]
+    bad, good = make(base).generate([GenerateRequest("a", 1), GenerateRequest("b", 2)])
+    assert isinstance(bad, InvalidRequest)
+    assert isinstance(good, GenerateResult)
+
+
+def test_keys_are_equal_but_for_words_and_seed() -> None:
+    first = GenerateRequest("a", 1, negative_prompt="c", steps=3)
+    assert first.key() == GenerateRequest("b", 2, negative_prompt="d", steps=3).key()
+    for other in ({"steps": 4}, {"negative_prompt": ""}, {"scheduler": "DDIM"}, {"width": 8}, {"upscale": 1}):
+        assert first.key() != replace(first, **other).key()
+
+
+def test_unknown_scheduler_is_refused_by_name() -> None:
+    with pytest.raises(InvalidRequest, match="this model takes DDPM, DDIM") as raised:
+        one(make(), GenerateRequest("a", seed=1, scheduler="no"))
+    assert raised.value.field == "scheduler"

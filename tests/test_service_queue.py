@@ -1,129 +1,377 @@
-"""Over HTTP, who waits, who goes away and what happens when the server stops."""
+"""Over HTTP, who waits, who goes away, what is cancelled, and what happens when a worker dies or the server stops."""
 
-import gc
 import json
+import os
+import signal
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 import pytest
 
-from service.settings import Settings
-from service.worker import State
-from tests.service_fakes import FakeCascade, Running, problem, serving, wait_until
+from service.pool import State
+from tests.service_fakes import Running, problem, serving, wait_until
 
 
-def test_full_queue_is_429_and_loses_nothing() -> None:
-    cascade = FakeCascade()
-    cascade.gate.clear()
-    with serving(Settings(queue_size=2), lambda s: cascade) as server, ThreadPoolExecutor(3) as pool:
+@pytest.fixture
+def step_seconds() -> float:
+    return 0.0
 
-        def ask(seed: int) -> httpx.Response:
-            return server.client.post("/generate?upscale=1", json={"prompt": f"p{seed}", "seed": seed})
 
-        held = [pool.submit(ask, 0)]
-        wait_until(lambda: cascade.begun == ["p0"])
-        held += [pool.submit(ask, seed) for seed in (1, 2)]
-        wait_until(lambda: len(server.worker._waiting) == 2)
-        refused = ask(3)
-        start = time.monotonic()
+@pytest.fixture
+def server(tmp_path: Path, step_seconds: float) -> Iterator[Running]:
+    with serving(tmp_path, queue_size=3, max_batch=1, step_seconds=step_seconds) as running:
+        yield running
+
+
+def ask(server: Running, prompt: str, **options: object) -> httpx.Response:
+    return server.client.post("/generate?upscale=1", json={"prompt": prompt, **options})
+
+
+def begin(server: Running, prompt: str, **options: object) -> str:
+    """Have it made in the background; where to ask for it."""
+    body = {"prompt": prompt, **options}
+    answer = server.client.post("/generate?upscale=1", json=body, headers={"prefer": "respond-async"})
+    assert answer.status_code == 202, answer.text
+    return answer.headers["location"]
+
+
+def state(server: Running, location: str) -> str:
+    return server.client.get(location).json()["state"]
+
+
+def ended(server: Running, location: str) -> dict[str, object]:
+    wait_until(lambda: state(server, location) not in ("queued", "running"))
+    return server.client.get(location).json()
+
+
+def test_full_queue_is_429_and_loses_nothing(server: Running) -> None:
+    server.hold()
+    with ThreadPoolExecutor(4) as pool:
+        held = [pool.submit(ask, server, "p0", seed=0)]
+        wait_until(lambda: server.begun() == ["p0"])
+        held += [pool.submit(ask, server, f"p{seed}", seed=seed) for seed in (1, 2, 3)]
+        wait_until(lambda: server.pool.waiting == 3)
+        refused = ask(server, "p4")
         assert server.client.get("/healthz").status_code == 200
-        assert time.monotonic() - start < 1
-        cascade.gate.set()
+        server.go()
         answers = [each.result(20) for each in held]
     assert refused.status_code == 429
     assert int(refused.headers["retry-after"]) >= 1
-    assert "2 requests are waiting" in problem(refused).detail
-    assert [answer.headers["seed"] for answer in answers] == ["0", "1", "2"]
-    assert sorted(cascade.begun) == ["p0", "p1", "p2"]
+    assert "3 pictures are waiting" in problem(refused).detail
+    assert [answer.headers["seed"] for answer in answers] == ["0", "1", "2", "3"]
+    assert sorted(server.begun()) == ["p0", "p1", "p2", "p3"]
+
+
+def test_place_in_the_queue_is_told_and_moves_on(server: Running) -> None:
+    server.hold()
+    running, first, second = (begin(server, name) for name in ("runs", "first", "second"))
+    wait_until(lambda: server.begun())
+    assert [server.client.get(each).json().get("place") for each in (running, first, second)] == [None, 0, 1]
+    assert server.client.delete(first).json()["state"] == "cancelled"
+    assert server.client.get(second).json()["place"] == 0
+    server.go()
+    assert ended(server, second)["state"] == "succeeded"
+    assert "first" not in server.begun()
 
 
 @contextmanager
 def connection(server: Running, **body: object) -> Iterator[None]:
     """A client that asks for a picture, and goes away at the end of the block without having read it."""
     content = json.dumps(body).encode()
-    headers = f"host: x\r\ncontent-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
     host, port = server.url.removeprefix("http://").split(":")
+    head = f"host: {host}\r\ncontent-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
     with socket.create_connection((host, int(port))) as client:
-        client.sendall(f"POST /generate HTTP/1.1\r\n{headers}".encode() + content)
+        client.sendall(f"POST /generate HTTP/1.1\r\n{head}".encode() + content)
         yield
 
 
-def test_client_that_goes_away_stops_its_own_request_at_the_next_step(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    cascade = FakeCascade()
-    cascade.gate.clear()
-    with serving(Settings(), lambda s: cascade) as server:
-        with connection(server, prompt="gone", steps=100):
-            wait_until(lambda: cascade.begun)
-            job = server.worker._running
-            assert job is not None
-            assert not job._cancelled.is_set()
-        wait_until(job._cancelled.is_set)
-        cascade.gate.set()
-        assert server.client.post("/generate", json={"prompt": "next"}).status_code == 200
-    assert cascade.ended == [("gone", "Cancelled"), ("next", "done")]
-    assert "gone" not in cascade.steps_done
-    gc.collect()  # where asyncio complains of results that nobody read
-    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
+def test_client_that_goes_away_stops_its_own_request_at_the_next_step(server: Running) -> None:
+    server.hold()
+    with connection(server, prompt="gone", steps=100):
+        wait_until(server.begun)
+        waits = begin(server, "next")
+    wait_until(lambda: server.pool._jobs.keys() and len(server.pool._jobs) == 1)
+    server.go()
+    assert ended(server, waits)["state"] == "succeeded"
+    assert server.log() == ["begun gone", "stopped gone by Stop", "begun next", "done next"]
 
 
-def test_waiting_client_that_goes_away_frees_its_place_and_leaves_the_running_one_alone() -> None:
-    cascade = FakeCascade()
-    cascade.gate.clear()
-    with serving(Settings(queue_size=1), lambda s: cascade) as server, ThreadPoolExecutor(2) as pool:
-        running = pool.submit(server.client.post, "/generate", json={"prompt": "running", "seed": 1})
-        wait_until(lambda: cascade.begun == ["running"])
-        with connection(server, prompt="gone"):
-            wait_until(lambda: server.worker._waiting)
-        wait_until(lambda: not server.worker._waiting)
-        later = pool.submit(server.client.post, "/generate", json={"prompt": "later", "seed": 2})
-        wait_until(lambda: server.worker._waiting)
-        cascade.gate.set()
-        assert running.result(20).status_code == later.result(20).status_code == 200
-    assert cascade.ended == [("running", "done"), ("later", "done")]
+def test_waiting_client_that_goes_away_frees_its_place(server: Running) -> None:
+    server.hold()
+    running = begin(server, "runs")
+    wait_until(server.begun)
+    with connection(server, prompt="gone"):
+        wait_until(lambda: server.pool.waiting)
+    wait_until(lambda: not server.pool.waiting)
+    server.go()
+    assert ended(server, running)["state"] == "succeeded"
+    assert server.begun() == ["runs"]
 
 
-def test_what_runs_when_the_worker_closes_is_503() -> None:
-    cascade = FakeCascade()
-    cascade.gate.clear()
-    with serving(Settings(), lambda s: cascade) as server, ThreadPoolExecutor(2) as pool:
-        running, waiting = (
-            pool.submit(server.client.post, "/generate", json={"prompt": name}) for name in ("runs", "waits")
-        )
-        wait_until(lambda: cascade.begun and server.worker._waiting)
-        closer = threading.Thread(target=server.worker.close)
-        closer.start()
-        wait_until(lambda: server.worker.state is State.CLOSED)
-        cascade.gate.set()
-        closer.join(10)
-        for answer in (running.result(20), waiting.result(20)):
-            assert answer.status_code == 503
-            assert problem(answer).detail == "the server is stopping"
+def test_cancelling_one_of_a_batch_leaves_its_mates_as_they_would_have_been(tmp_path: Path) -> None:
+    with serving(tmp_path, max_batch=3, batch_wait_ms=300) as server:
+        server.hold()
+        mates = [begin(server, name, seed=7) for name in ("a", "b", "c")]
+        wait_until(server.begun)
+        assert server.begun() == ["a+b+c"]
+        assert server.client.delete(mates[1]).json()["state"] == "cancelled"
+        server.go()
+        assert ended(server, mates[0])["state"] == ended(server, mates[2])["state"] == "succeeded"
+        undisturbed = ask(server, "a", seed=7).content
+        assert server.client.get(mates[0] + "/pictures/0").content == undisturbed
+        gone = server.client.get(mates[1] + "/result")
+    assert gone.status_code == 409
+    assert "cancelled" in problem(gone).detail
 
 
-def test_stopping_server_finishes_what_runs() -> None:
-    cascade = FakeCascade(step_seconds=0.1)
+def test_all_of_a_batch_cancelled_ends_it_at_the_next_step(tmp_path: Path) -> None:
+    with serving(tmp_path, max_batch=2, batch_wait_ms=300) as server:
+        server.hold()
+        mates = [begin(server, name, steps=50) for name in ("a", "b")]
+        wait_until(server.begun)
+        for each in mates:
+            server.client.delete(each)
+        server.go()
+        wait_until(lambda: not server.pool.workers[0].busy)
+        figures = server.client.get("/metrics").text
+    assert server.log() == ["begun a+b", "stopped a+b by Stop"]
+    assert (tmp_path / "log").read_text().count("step") <= 1
+    assert "service_cancellations_total 2.0" in figures
+    assert "service_cancel_to_idle_seconds_count 1.0" in figures
+
+
+def test_time_that_is_up_is_504_and_stops_the_work(tmp_path: Path) -> None:
+    with serving(tmp_path, request_timeout=0.3, step_seconds=0.05) as server:
+        answer = ask(server, "long", steps=100)
+        wait_until(lambda: not server.pool.workers[0].busy)
+        assert ask(server, "short", steps=1).status_code == 200
+    assert answer.status_code == 504
+    assert "0.3 s" in problem(answer).detail
+    assert "stopped long by Stop" in server.log()
+
+
+def test_worker_that_dies_fails_only_what_ran_and_is_replaced(server: Running) -> None:
+    server.hold()
+    runs, waits = begin(server, "runs"), begin(server, "waits")
+    wait_until(server.begun)
+    pid = server.pool.workers[0].pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    server.go()
+    assert ended(server, runs)["error"] == {
+        "status": 503,
+        "detail": "the worker process ended while it ran this request; another one starts; try again in 1 s",
+    }
+    assert ended(server, waits)["state"] == "succeeded"
+    assert server.client.get("/readyz").status_code == 200
+    assert server.pool.workers[0].pid != pid
+    assert "service_worker_restarts_total 1.0" in server.client.get("/metrics").text
+
+
+def test_request_that_kills_its_worker_is_503_with_the_id(server: Running) -> None:
+    answer = server.client.post("/generate", json={"prompt": "crash"}, headers={"x-request-id": "id-7"})
+    assert answer.status_code == 503
+    assert problem(answer).request_id == "id-7"
+    assert ask(server, "next").status_code == 200
+
+
+def test_worker_that_is_silent_is_not_ready_and_one_that_stays_so_is_replaced(tmp_path: Path) -> None:
+    with serving(tmp_path, heartbeat_seconds=1) as server:
+        pid = server.pool.workers[0].pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        wait_until(lambda: server.client.get("/readyz").status_code == 503)
+        assert server.client.get("/healthz").status_code == 200
+        wait_until(lambda: server.client.get("/readyz").status_code == 200)
+        assert server.pool.workers[0].pid != pid
+
+
+def test_worker_that_makes_no_step_is_replaced(tmp_path: Path) -> None:
+    with serving(tmp_path, stall_seconds=1) as server:
+        server.hold()
+        stuck = ask(server, "stuck")
+        server.go()
+        assert stuck.status_code == 503
+        assert ask(server, "next").status_code == 200
+
+
+def test_batch_without_room_is_halved_and_remembered(tmp_path: Path) -> None:
+    with serving(tmp_path, max_batch=4, batch_wait_ms=300) as server:
+        for _ in range(2):
+            images = ask(server, "crowded", num_images=4, seed=1).json()["images"]
+            assert [image["seed"] for image in images] == [1, 2, 3, 4]
+        large = ask(server, "large")
+    name = "crowded"
+    halves = ["+".join([name] * n) for n in (4, 2, 1, 1, 2, 1, 1)]
+    assert server.begun()[:7] == halves
+    assert server.begun()[7:-1] == [name] * 4
+    assert large.status_code == 503
+    assert "too little memory" in problem(large).detail
+
+
+def test_many_clients_lose_nothing_and_get_equal_shares(tmp_path: Path) -> None:
+    keys = {f"client{i}": f"secret-of-client-{i:04d}" for i in range(8)}
+    settings = {"api_keys": ",".join(f"{name}:{key}" for name, key in keys.items())}
+    with serving(tmp_path, queue_size=200, max_batch=1, **settings) as server:
+        server.hold()
+        with ThreadPoolExecutor(80) as pool:
+            asked = []
+            for name, key in keys.items():
+                head = {"authorization": f"Bearer {key}"}
+                count = 10 if name != "client0" else 20
+                for index in range(count):
+                    body = {"prompt": f"{name} {index}", "seed": index, "steps": 1}
+                    asked.append(pool.submit(httpx.post, server.url + "/generate", json=body, headers=head, timeout=60))
+            wait_until(lambda: server.pool.waiting + 1 >= 79)
+            server.go()
+            answers = [each.result(60) for each in asked]
+    assert {answer.status_code for answer in answers} == {200}
+    begun = server.begun()
+    assert len(begun) == len(set(begun)) == 90
+    shares = [sum(line.startswith(f"{name} ") for line in begun[:72]) for name in keys]
+    assert max(shares) - min(shares) <= 2  # one began before the line formed
+
+
+def test_one_clients_share_of_the_queue_and_rate_are_limited(tmp_path: Path) -> None:
+    with serving(tmp_path, max_per_client=2, requests_per_minute=3, max_batch=1) as server:
+        server.hold()
+        first = begin(server, "a")
+        begin(server, "b")
+        crowd = ask(server, "c")
+        often = ask(server, "d")
+        server.go()
+        ended(server, first)
+    assert (crowd.status_code, often.status_code) == (429, 429)
+    assert "at most 2" in problem(crowd).detail
+    assert "3 times a minute" in problem(often).detail
+    assert int(often.headers["retry-after"]) >= 1
+
+
+def test_same_key_is_done_once_and_another_body_is_refused(server: Running) -> None:
+    head = {"idempotency-key": "k1"}
+    first, again = (server.client.post("/generate", json={"prompt": "once"}, headers=head) for _ in range(2))
+    assert first.content == again.content
+    assert server.begun() == ["once"]
+    other = server.client.post("/generate", json={"prompt": "other"}, headers=head)
+    assert other.status_code == 422
+    assert "was used for another request" in problem(other).detail
+    new = server.client.post("/generate", json={"prompt": "other"}, headers={"idempotency-key": "k2"})
+    assert new.status_code == 200
+    assert server.client.post("/generate", json={"prompt": "a"}, headers={"idempotency-key": ""}).status_code == 400
+
+
+def test_results_are_forgotten_in_time_and_by_size(tmp_path: Path) -> None:
+    with serving(tmp_path, result_bytes=1500) as server:
+        first, second, third = (begin(server, name) for name in "abc")
+        assert [ended(server, each)["state"] for each in (second, third)]
+        wait_until(lambda: server.client.get(first).status_code == 404)
+        assert server.client.get(third).status_code == 200
+    with serving(tmp_path, result_seconds=0.2) as server:
+        location = begin(server, "a")
+        wait_until(lambda: server.client.get(location).status_code == 404)
+
+
+def test_stopping_server_finishes_what_runs_and_refuses_what_waits(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(2) as pool, serving(tmp_path, max_batch=1) as server:
+        server.hold()
+        runs = pool.submit(ask, server, "runs")
+        wait_until(server.begun)
+        waits = pool.submit(ask, server, "waits")
+        wait_until(lambda: server.pool.waiting)
+        server.pool.workers[0]._loop.call_soon_threadsafe(server.pool.drain)
+        refused = waits.result(20)
+        assert server.client.get("/readyz").status_code == 503
+        late = ask(server, "late")
+        server.go()
+        assert runs.result(20).status_code == 200
+    for answer in (refused, late):
+        assert answer.status_code == 503
+        assert problem(answer).detail == "the server is stopping"
+    assert server.pool.state is State.CLOSED
+
+
+def test_what_still_runs_when_the_time_to_stop_is_up_is_503(tmp_path: Path) -> None:
     with ThreadPoolExecutor(1) as pool:
-        with serving(Settings(), lambda s: cascade) as server:
-            answer = pool.submit(httpx.post, server.url + "/generate", json={"prompt": "a", "steps": 5}, timeout=20)
-            wait_until(lambda: cascade.begun)
-        assert answer.result(20).status_code == 200
-    assert server.worker.state is State.CLOSED
-
-
-def test_what_still_runs_when_the_time_to_stop_is_up_is_503() -> None:
-    cascade = FakeCascade(step_seconds=0.05)
-    with ThreadPoolExecutor(1) as pool:
-        with serving(Settings(shutdown_seconds=0), lambda s: cascade) as server:
+        with serving(tmp_path, shutdown_seconds=0, step_seconds=0.05) as server:
             body = {"prompt": "a", "steps": 100}
-            answer = pool.submit(httpx.post, server.url + "/generate", json=body, timeout=20)
-            wait_until(lambda: cascade.begun)
+            answer = pool.submit(httpx.post, server.url + "/generate", json=body, timeout=30)
+            wait_until(server.begun)
+            pid = server.pool.workers[0].pid
         assert answer.result(20).status_code == 503
         assert problem(answer.result()).detail == "the server is stopping"
-    assert cascade.ended == [("a", "Cancelled")]
+    assert pid is not None
+    wait_until(lambda: not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text())
+
+
+@pytest.mark.parametrize("step_seconds", [0.1])
+def test_events_tell_place_steps_preview_and_the_picture(server: Running) -> None:
+    server.hold()
+    running = begin(server, "runs")
+    wait_until(server.begun)
+    names, statuses = [], []
+    with server.client.stream(
+        "POST", "/generate?upscale=1", json={"prompt": "a", "seed": 7}, headers={"accept": "text/event-stream"}
+    ) as answer:
+        lines = answer.iter_lines()
+        for line in lines:
+            if line.startswith("event: "):
+                names.append(line.removeprefix("event: "))
+            elif line.startswith("data: "):
+                data = json.loads(line.removeprefix("data: "))
+                if names[-1] == "status":
+                    statuses.append(data)
+                if len(statuses) == 1 and names == ["status"]:
+                    server.go()
+    assert ended(server, running)["state"] == "succeeded"
+    assert statuses[0]["place"] == 0
+    assert statuses[-1]["progress"] == [{"stage": "base", "step": 3, "steps": 3}]
+    assert {"status", "preview", "done"} == set(names)
+    assert names[-1] == "done"
+    assert data["images"][0]["seed"] == 7
+
+
+def test_events_of_a_failure_end_with_the_problem(server: Running) -> None:
+    head = {"accept": "text/event-stream", "x-request-id": "id-9"}
+    text = server.client.post("/generate", json={"prompt": "fail"}, headers=head).text
+    last = text.strip().rsplit("\n\n", 1)[1].splitlines()
+    assert last[0] == "event: error"
+    assert json.loads(last[1].removeprefix("data: ")) == {
+        "status": 500,
+        "detail": "the models failed on this request; the server's log has more under the request id",
+        "request_id": "id-9",
+    }
+
+
+def test_reader_of_events_that_goes_away_stops_its_request_but_not_one_in_the_background(server: Running) -> None:
+    server.hold()
+    background = begin(server, "background")
+    wait_until(server.begun)
+    with server.client.stream("GET", background + "/events") as follower:
+        assert next(follower.iter_lines()) == "event: status"
+    head = {"accept": "text/event-stream"}
+    with server.client.stream("POST", "/generate", json={"prompt": "mine"}, headers=head) as answer:
+        assert next(answer.iter_lines()) == "event: status"
+        assert server.pool.waiting == 1
+    wait_until(lambda: server.pool.waiting == 0)
+    server.go()
+    assert ended(server, background)["state"] == "succeeded"
+    assert server.begun() == ["background"]
+
+
+def test_healthz_does_not_wait_for_busy_workers(server: Running) -> None:
+    server.hold()
+    begin(server, "a")
+    slowest = 0.0
+    for _ in range(20):
+        start = time.monotonic()
+        assert server.client.get("/healthz").status_code == 200
+        slowest = max(slowest, time.monotonic() - start)
+    server.go()
+    assert slowest < 5
+    assert threading.active_count() < 50

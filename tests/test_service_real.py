@@ -14,19 +14,14 @@ from safetensors.torch import load_file, save_file
 
 from service.__main__ import main
 from service.cascade import load_cascade
-from service.settings import Settings
-from service.worker import State
-from tests.service_fakes import Running, serving, wait_until
+from tests.service_fakes import Running, serving
 
 QUICK = {"steps": 6, "sr_steps": 1}
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Running]:
-    settings = Settings(device="cpu")
-    with serving(settings, load_cascade, ready=False) as running:
-        wait_until(lambda: running.worker.state is not State.LOADING, seconds=60)
-        assert running.worker.loaded.exception() is None
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with serving(tmp_path_factory.mktemp("real"), factory=load_cascade, device="cpu") as running:
         running.client.timeout = httpx.Timeout(120)
         yield running
 
@@ -65,7 +60,7 @@ def test_answer_tells_what_was_done(server: Running) -> None:
     asked = {"steps": 6, "sr_steps": 1, "guidance_scale": 3.0, "aug_level": 0.1, "base_size": [64, 64]}
     assert {name: told[name] for name in asked} == asked
     assert told["base_model"] == told["sr_model"] == "bundled"
-    assert {"queue", "base", "x4", "png"} == {
+    assert {"queue", "base", "x4", "encode"} == {
         each.split(";")[0] for each in answer.headers["server-timing"].split(", ")
     }
 

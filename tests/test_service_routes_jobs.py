@@ -13,14 +13,13 @@ import pytest
 from fastapi import FastAPI
 
 from service.archive import MAX_FILES, BadArchive, packed, unpack
-from service.middleware import RequestIds
 from service.openapi import add_problem_schema
 from service.problems import add_problem_handlers
 from service.routes_jobs import jobs_router
 from service.settings import Settings
 from service.storage import Folder
 from tests.jobs_fakes import BROKEN, fill, picture_bytes
-from tests.jobs_http import running
+from tests.jobs_http import RequestIds, running
 from tests.service_fakes import problem, wait_until
 
 ROOT = Path(__file__).parent.parent

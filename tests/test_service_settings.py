@@ -43,7 +43,7 @@ def test_settings_do_not_change() -> None:
     [
         ("SERVICE_PROT", "80", "SERVICE_PROT is not a setting; did you mean SERVICE_PORT?"),
         ("service_steps", "3", "service_steps is not a setting; did you mean SERVICE_SR_STEPS?"),
-        ("SERVICE_QQ", "3", "SERVICE_QQ is not a setting; known are SERVICE_… ALLOW_DOWNLOAD, AUG_LEVEL"),
+        ("SERVICE_QQ", "3", "SERVICE_QQ is not a setting; known are SERVICE_… ALLOW_ANONYMOUS, ALLOW_DOWNLOAD"),
         ("SERVICE_PORT", "80x", "SERVICE_PORT or --port: .*integer.*, got '80x'"),
         ("SERVICE_PORT", "65536", "SERVICE_PORT or --port: .*65535, got '65536'"),
         ("SERVICE_DTYPE", "int8", "SERVICE_DTYPE or --dtype: .*'float16' or 'bfloat16', got 'int8'"),

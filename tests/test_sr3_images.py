@@ -193,6 +193,20 @@ def test_sixteen_bits_keep_profile_exif_and_text(channels, format):
         assert format == "TIFF" or file.text == {"seed": "7", "prompt": "红苹果"}
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_what_a_tiff_describes_stays_and_its_layout_does_not(dtype):
+    exif = Image.Exif()
+    exif[0x010E] = "a description"
+    picture = read(encode(Picture(noise(9, 11, 3, dtype), b"a profile", exif.tobytes()), "TIFF"))
+    large = read(encode(Picture(noise(36, 44, 3, dtype), picture.icc, picture.exif), "TIFF"))
+    assert large.pixels.shape == (36, 44, 3)
+    assert large.icc == b"a profile"
+    again = Image.Exif()
+    again.load(large.exif)
+    assert again[0x010E] == "a description"
+    assert set(again) <= {0x010E, 0x0128, 0x011A, 0x011B}
+
+
 def test_too_many_pixels_are_told_from_other_defects():
     with pytest.raises(TooLarge, match=r"at most 6\.3e-05 megapixels"):
         read(saved(Image.new("RGB", (8, 8))), max_pixels=63)

@@ -14,7 +14,7 @@ function element(tag, properties = {}, ...children) {
 
 const say = element("p", { role: "alert", hidden: true });
 const list = element("ol", { className: "jobs" });
-const file = element("input", { type: "file", accept: ".zip,application/zip", hidden: true });
+const file = element("input", { type: "file", accept: ".zip,application/zip", hidden: true, ariaLabel: "ZIP of pictures" });
 const upload = element("button", { type: "button", textContent: "Enlarge a ZIP of pictures ×4" });
 const shown = new Map(); // id → the job as it was drawn last
 

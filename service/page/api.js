@@ -1,0 +1,54 @@
+// Talking to the server: one request, followed by its events.
+
+export class Refused extends Error {}
+
+export function headers(key) {
+  return key ? { authorization: `Bearer ${key}` } : {};
+}
+
+async function words(answer) {
+  try {
+    const problem = await answer.json();
+    return problem.detail || answer.statusText;
+  } catch {
+    return `the server answered ${answer.status} ${answer.statusText}`;
+  }
+}
+
+export async function getJson(path, key) {
+  const answer = await fetch(path, { headers: headers(key) });
+  if (!answer.ok) throw new Refused(await words(answer));
+  return answer.json();
+}
+
+// Ask, and call on[event](data) for each event until the last. Aborting goes away, which ends the work.
+export async function follow(path, { body, type, key, signal }, on) {
+  const answer = await fetch(path, {
+    method: "POST",
+    body,
+    signal,
+    headers: { accept: "text/event-stream", "content-type": type, ...headers(key) },
+  });
+  if (!answer.ok) {
+    const wait = answer.headers.get("retry-after");
+    throw new Refused((await words(answer)) + (wait && answer.status === 429 ? ` (${wait} s)` : ""));
+  }
+  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "", ended = false;
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) break;
+    rest += value;
+    let end;
+    while ((end = rest.indexOf("\n\n")) >= 0) {
+      const lines = rest.slice(0, end).split("\n");
+      rest = rest.slice(end + 2);
+      const name = lines.find((line) => line.startsWith("event: "))?.slice(7);
+      const data = lines.filter((line) => line.startsWith("data: ")).map((line) => line.slice(6)).join("\n");
+      if (!name) continue;
+      ended ||= ["done", "error", "cancelled"].includes(name);
+      await on[name]?.(JSON.parse(data));
+    }
+  }
+  if (!ended) throw new Refused("the connection to the server was lost");
+}

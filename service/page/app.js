@@ -1,0 +1,319 @@
+// The form, what it asks of the server, and what becomes of the answer.
+
+import { follow, getJson, Refused } from "./api.js";
+import { forget, remember, remembered } from "./history.js";
+import { show } from "./viewer.js";
+
+const find = (id) => document.getElementById(id);
+const form = find("ask");
+const STAGES = { queued: "Waiting", starting: "Starting", base: "Drawing", x4: "Enlarging ×4", x16: "Enlarging ×16" };
+let info = null, picture = null, running = null, current = null;
+
+const field = (name) => form.elements[name];
+const mode = () => field("mode").value;
+
+function fail(text) {
+  find("error").textContent = text;
+  find("error").hidden = !text;
+}
+
+function setMode(wanted) {
+  field("mode").value = wanted;
+  for (const part of form.querySelectorAll("[data-mode]")) part.hidden = part.dataset.mode !== wanted;
+  find("go").textContent = wanted === "draw" ? "Draw" : "Enlarge";
+  if (wanted === "enlarge" && field("upscale").value === "1") field("upscale").value = "4";
+  tellSize();
+}
+
+function tellSize() {
+  const times = Number(field("upscale").value);
+  const own = mode() === "draw" ? info && [info.width, info.height] : picture && [picture.width, picture.height];
+  find("size").textContent = own ? `${own[0] * times} × ${own[1] * times} pixels` : "";
+}
+
+async function connect() {
+  const state = find("server");
+  try {
+    info = await getJson("info", field("key").value);
+    state.className = "ready";
+    state.textContent = `${info.base_model} model on ${info.device}`;
+    const { settings } = info;
+    field("prompt").maxLength = settings.max_prompt_chars;
+    field("num_images").max = settings.max_images;
+    for (const [name, value] of [["steps", settings.base_steps], ["sr_steps", settings.sr_steps], ["aug_level", settings.aug_level]]) {
+      field(name).placeholder = value;
+    }
+    for (const [name, known] of [["scheduler", info.schedulers], ["sr_scheduler", info.sr_schedulers]]) {
+      const chosen = field(name).value;
+      field(name).replaceChildren(new Option("auto", ""), ...known.map((each) => new Option(each)));
+      field(name).value = chosen;
+    }
+    tellSize();
+  } catch (error) {
+    info = null;
+    state.className = "bad";
+    state.textContent = error instanceof Refused ? error.message : "the server does not answer";
+    setTimeout(connect, 2000);
+  }
+}
+
+async function take(file) {
+  if (!file) return;
+  setMode("enlarge");
+  fail("");
+  const url = URL.createObjectURL(file);
+  const image = new Image();
+  image.src = url;
+  image.alt = "";
+  await image.decode().catch(() => {}); // a TIFF: the server can read what this browser cannot show
+  picture = { blob: file, url, width: image.naturalWidth, height: image.naturalHeight, name: file.name || "picture" };
+  const name = document.createElement("span");
+  const size = picture.width ? `, ${picture.width} × ${picture.height}` : "";
+  name.textContent = `${picture.name}${size}`;
+  find("dropped").replaceChildren(...(picture.width ? [image] : []), name);
+  if (!picture.width) picture = { blob: file, name: picture.name };
+  tellSize();
+}
+
+function numbers(names) {
+  return Object.fromEntries(names.filter((name) => field(name).value !== "").map((name) => [name, Number(field(name).value)]));
+}
+
+function asked() {
+  const format = field("format").value || undefined, key = field("key").value;
+  if (mode() === "draw") {
+    const body = {
+      prompt: field("prompt").value.trim(),
+      negative_prompt: field("negative_prompt").value,
+      ...numbers(["seed", "num_images", "steps", "guidance_scale", "sr_steps", "aug_level"]),
+      scheduler: field("scheduler").value || undefined,
+      sr_scheduler: field("sr_scheduler").value || undefined,
+      format,
+    };
+    if (!body.prompt) throw new Refused("Type what to draw.");
+    const path = `generate?upscale=${field("upscale").value}`;
+    return { path, type: "application/json", body: JSON.stringify(body), key, title: body.prompt };
+  }
+  if (!picture) throw new Refused("Choose a picture to enlarge.");
+  const query = new URLSearchParams({ factor: field("upscale").value, ...numbers(["seed", "aug_level"]) });
+  if (field("sr_steps").value !== "") query.set("steps", field("sr_steps").value);
+  if (field("sr_scheduler").value) query.set("scheduler", field("sr_scheduler").value);
+  if (format) query.set("format", format);
+  const known = /^image\/(png|jpeg|webp|tiff|bmp)$/.test(picture.blob.type);
+  const type = known ? picture.blob.type : "application/octet-stream";
+  return { path: `upscale?${query}`, type, body: picture.blob, key, title: picture.name };
+}
+
+function tellProgress(status) {
+  const steps = status.progress ?? [];
+  const at = steps[0] ?? { stage: "queued", step: 0, steps: 0 };
+  const part = at.steps ? at.step / at.steps : 0;
+  find("bar").value = part;
+  const place = status.place ? `, ${status.place} before you` : "";
+  find("step").textContent = `${STAGES[at.stage] ?? at.stage}${place}${at.steps ? `, step ${at.step} of ${at.steps}` : ""} …`;
+}
+
+function busy(now) {
+  find("go").disabled = now;
+  find("stop").hidden = !now;
+  find("progress").hidden = !now;
+  find("stage").setAttribute("aria-busy", String(now));
+}
+
+async function run() {
+  if (running) return;
+  fail("");
+  let wanted;
+  try {
+    wanted = asked();
+  } catch (error) {
+    fail(error.message);
+    (mode() === "draw" ? field("prompt") : find("file")).focus();
+    return;
+  }
+  running = new AbortController();
+  const source = mode() === "enlarge" ? picture : null;
+  let last = source?.url;
+  find("stage").dataset.state = "busy";
+  for (const id of ["tools", "facts", "several"]) find(id).hidden = true;
+  find("compare").hidden = find("before").hidden = true;
+  find("hint").hidden = true;
+  if (last) show(last, null, wanted.title);
+  tellProgress({});
+  busy(true);
+  try {
+    await follow(wanted.path, { ...wanted, signal: running.signal }, {
+      status: tellProgress,
+      preview: ({ index, image }) => {
+        if (index) return;
+        last = image;
+        return show(image, null, `${wanted.title}, not finished`);
+      },
+      done: (result) => finished(result, wanted, source),
+      error: (problem) => fail(problem.detail),
+      cancelled: () => fail("Cancelled."),
+    });
+  } catch (error) {
+    fail(error.name === "AbortError" ? "Cancelled." : error instanceof Refused ? error.message : "The server does not answer.");
+  }
+  running = null;
+  busy(false);
+  if (!current && find("error").textContent) find("stage").dataset.state = "empty";
+}
+
+function bytesOf(image) {
+  const text = atob(image.b64_json);
+  return new Blob([Uint8Array.from(text, (letter) => letter.charCodeAt(0))], { type: image.media_type });
+}
+
+async function finished(result, wanted, source) {
+  const entries = [];
+  for (const image of result.images) {
+    const settings = image.settings;
+    const entry = {
+      blob: bytesOf(image), title: wanted.title, seed: image.seed, width: image.width, height: image.height,
+      settings, upscale: settings.upscale, timings: result.timings_ms, mode: mode(),
+      before: source?.blob ?? null, asked: Object.fromEntries(new FormData(form).entries()), when: Date.now(),
+    };
+    delete entry.asked.key;
+    entries.push(entry);
+    await remember(entry).catch(() => {}); // a browser that keeps nothing still shows it
+  }
+  several(entries);
+  await present(entries[0]);
+  list();
+}
+
+function several(entries) {
+  find("several").hidden = entries.length < 2;
+  find("several").replaceChildren(...entries.map((entry) => tile(entry)));
+}
+
+function tile(entry) {
+  const button = document.createElement("button"), image = document.createElement("img");
+  button.type = "button";
+  button.title = entry.title;
+  image.alt = `${entry.title}, seed ${entry.seed}`;
+  image.loading = "lazy";
+  image.src = URL.createObjectURL(entry.blob);
+  image.addEventListener("load", () => URL.revokeObjectURL(image.src), { once: true });
+  button.append(image);
+  button.addEventListener("click", () => present(entry));
+  button.entry = entry;
+  return button;
+}
+
+// What the picture was before it was enlarged: the upload, or the picture shrunk again to the base model's size.
+async function beforeOf(entry) {
+  if (entry.before) return entry.before;
+  if (!(entry.upscale > 1)) return null;
+  const [width, height] = entry.settings.base_size;
+  const small = new OffscreenCanvas(width, height);
+  const context = small.getContext("2d");
+  context.imageSmoothingQuality = "high";
+  context.drawImage(await createImageBitmap(entry.blob), 0, 0, width, height);
+  return small.convertToBlob({ type: "image/png" });
+}
+
+let shown = [];
+
+async function present(entry) {
+  current = entry;
+  const old = await beforeOf(entry).catch(() => null);
+  for (const url of shown) URL.revokeObjectURL(url);
+  const url = URL.createObjectURL(entry.blob), oldUrl = old && URL.createObjectURL(old);
+  shown = [url, oldUrl].filter(Boolean);
+  find("stage").dataset.state = "done";
+  await show(url, oldUrl, entry.title);
+  const kind = entry.blob.type.split("/")[1];
+  find("download").href = url;
+  find("download").download = `${entry.title.replace(/\.\w+$/, "").replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 40)}-${entry.seed}.${kind}`;
+  find("tools").hidden = find("facts").hidden = false;
+  facts(entry);
+  for (const button of document.querySelectorAll(".strip button")) {
+    button.setAttribute("aria-current", String(button.entry.when === entry.when && button.entry.seed === entry.seed));
+  }
+}
+
+function facts(entry) {
+  const { settings, timings } = entry;
+  const total = Object.values(timings ?? {}).reduce((sum, each) => sum + each, 0) / 1000;
+  const pairs = {
+    Prompt: settings.prompt, "Keep away from": settings.negative_prompt, Seed: entry.seed,
+    Size: `${entry.width} × ${entry.height}`, Model: settings.base_model, Scheduler: settings.sampler, Steps: settings.steps,
+    Guidance: settings.guidance_scale, "Enlarged by": settings.sr_model && `SR3 ${settings.sr_model} ×${settings.upscale}`,
+    "Detail steps": settings.sr_steps, Invention: settings.aug_level, Time: `${total.toFixed(1)} s`,
+  };
+  const made = Object.entries(pairs).filter(([, value]) => value !== undefined && value !== null && value !== "");
+  find("facts").replaceChildren(...made.map(([name, value]) => {
+    const row = document.createElement("div"), term = document.createElement("dt"), text = document.createElement("dd");
+    term.textContent = name;
+    text.textContent = value;
+    row.append(term, text);
+    return row;
+  }));
+}
+
+async function list() {
+  const entries = (await remembered().catch(() => [])).reverse();
+  find("past").hidden = !entries.length;
+  find("history").replaceChildren(...entries.map((entry) => {
+    const item = document.createElement("li");
+    item.append(tile(entry));
+    return item;
+  }));
+}
+
+function again() {
+  setMode(current.mode);
+  for (const [name, value] of Object.entries(current.asked)) {
+    if (field(name) && name !== "mode" && !(value instanceof File)) field(name).value = value;
+  }
+  field("seed").value = current.seed;
+  if (current.mode === "enlarge") take(new File([current.before], current.title, { type: current.before.type })).then(run);
+  else run();
+}
+
+form.addEventListener("submit", (event) => {
+  event.preventDefault();
+  run();
+});
+form.addEventListener("change", (event) => {
+  if (event.target.name === "mode") setMode(mode());
+  if (event.target.name === "key") {
+    sessionStorage.setItem("key", field("key").value);
+    connect();
+  }
+  tellSize();
+});
+field("prompt").addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
+});
+document.addEventListener("keydown", (event) => event.key === "Escape" && running?.abort());
+find("stop").addEventListener("click", () => running?.abort());
+find("file").addEventListener("change", (event) => take(event.target.files[0]));
+find("again").addEventListener("click", again);
+find("larger").addEventListener("click", () => {
+  const kind = current.blob.type.split("/")[1];
+  take(new File([current.blob], `${current.title}.${kind}`, { type: current.blob.type }));
+  find("go").focus();
+});
+find("forget").addEventListener("click", async () => {
+  await forget();
+  list();
+});
+document.addEventListener("paste", (event) => take([...event.clipboardData.files].find((file) => file.type.startsWith("image/"))));
+for (const name of ["dragover", "dragleave", "drop"]) {
+  document.addEventListener(name, (event) => {
+    if (!event.dataTransfer?.types.includes("Files")) return;
+    event.preventDefault();
+    if (name === "dragover") setMode("enlarge");
+    find("drop").classList.toggle("over", name === "dragover");
+    if (name === "drop") take(event.dataTransfer.files[0]);
+  });
+}
+
+field("key").value = sessionStorage.getItem("key") ?? "";
+setMode("draw");
+connect();
+list();

@@ -1,0 +1,51 @@
+"""`/healthz`, `/readyz`, `/metrics` and `/info`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from service.failures import unavailable
+from service.metrics import CONTENT_TYPE, Metrics
+from service.openapi import problem_responses
+from service.pool import Pool
+from service.security import authenticated
+from service.settings import Settings
+
+Client = Annotated[str, Depends(authenticated)]
+
+
+def health_router(settings: Settings) -> APIRouter:
+    """The routes."""
+    router = APIRouter(tags=["health"])
+
+    @router.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """The process answers. Says nothing of the models."""
+        return {"status": "ok"}
+
+    @router.get("/readyz", responses=problem_responses({503: "No requests are taken yet, or any more."}))
+    async def readyz(request: Request) -> dict[str, str]:
+        """The models are loaded, requests are taken, and a worker gave a sign of life a moment ago."""
+        pool: Pool = request.app.state.pool
+        if not pool.ready:
+            raise unavailable(pool.state)
+        return {"status": "ready"}
+
+    @router.get("/metrics", response_class=Response, responses=problem_responses({401: "An API key is needed."}))
+    async def metrics(request: Request, client: Client) -> Response:
+        """Figures for Prometheus."""
+        known: Metrics = request.app.state.metrics
+        return Response(known.text(), headers={"Content-Type": CONTENT_TYPE})
+
+    @router.get("/info", responses=problem_responses({401: "An API key is needed.", 503: "The models are loading."}))
+    async def info(request: Request, client: Client) -> dict[str, Any]:
+        """The loaded models, what they take, and this server's limits and defaults."""
+        pool: Pool = request.app.state.pool
+        names = ("base_steps", "sr_steps", "aug_level", "guidance_scale", "max_prompt_chars", "max_images")
+        limits = ("max_input_pixels", "max_upload_bytes", "max_pixels", "queue_size", "request_timeout")
+        return asdict(pool.info) | {"settings": {name: getattr(settings, name) for name in (*names, *limits)}}
+
+    return router

@@ -1,0 +1,164 @@
+"""`POST /upscale`: an uploaded picture becomes larger. `POST /inspect`: what a picture says of how it was made."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import secrets
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from python_multipart.exceptions import MultipartParseError
+from starlette.datastructures import UploadFile
+
+from service.answers import answer, chosen_answer
+from service.failures import limits_of
+from service.openapi import PICTURE_ANSWERS, problem_responses
+from service.pictures import InvalidPicture, check_format, decode_picture, read_metadata
+from service.problems import Problem
+from service.records import Output
+from service.requests import UpscaleRequest
+from service.routes_generate import ERRORS
+from service.schemas import UpscaleQuery
+from service.security import authenticated, counted
+from service.settings import Settings
+from service.upscale import UpscaleOptions
+from sr3.images import Picture
+
+RAW = ("image/png", "image/jpeg", "image/webp", "image/tiff", "image/bmp", "application/octet-stream")
+FORM = "multipart/form-data"
+_BINARY = {"type": "string", "format": "binary"}
+_DECODING = 4  # pictures decoded at a time: each may take a gigabyte for a moment
+
+
+def upload_schema(options: bool) -> dict[str, Any]:
+    """OpenAPI's `requestBody` for a picture, raw or as the field `image` of a form, perhaps with options."""
+    fields = UpscaleQuery.model_json_schema()["properties"] if options else {}
+    form = {"type": "object", "required": ["image"], "properties": {"image": _BINARY, **fields}}
+    content = {kind: {"schema": _BINARY} for kind in RAW} | {FORM: {"schema": form}}
+    return {"required": True, "content": content}
+
+
+def upscale_router(settings: Settings) -> APIRouter:
+    """The routes, under the limits of these settings."""
+    router = APIRouter(tags=["pictures"])
+    decoding = asyncio.Semaphore(_DECODING)
+    parameters = [
+        {"in": "query", "name": name, "required": False, "schema": schema, "description": schema.get("description", "")}
+        for name, schema in UpscaleQuery.model_json_schema()["properties"].items()
+    ]
+
+    @router.post(
+        "/upscale",
+        response_class=Response,
+        responses={**PICTURE_ANSWERS, **problem_responses(ERRORS)},
+        openapi_extra={"requestBody": upload_schema(options=True), "parameters": parameters},
+    )
+    async def upscale(request: Request, client: Annotated[str, Depends(counted)]) -> Response:
+        """Enlarge a picture: PNG, JPEG, WebP, TIFF or BMP, as the body itself or as the field `image` of a form.
+
+        Transparency is enlarged too, 16 bits and grey stay, so do colour profile and EXIF, whose orientation is
+        applied. Answers as `/generate` does."""
+        request.app.state.pool.info  # noqa: B018  # 503 while loading, before the body is read
+        data, options = await read_upload(request)
+        async with decoding:
+            picture = await decoded(data, settings)
+        fingerprint = hashlib.sha256(data).digest() + options.model_dump_json().encode()
+        del data
+        factor = int(options.factor)
+        kind, format = chosen_answer(request, options.format and options.format.upper(), 1, picture.format or "PNG")
+        check_result(picture, factor, format, settings)
+        seed = secrets.randbelow(2**32) if options.seed is None else options.seed
+        chosen = UpscaleOptions(factor, options.steps, options.scheduler, options.aug_level, options.consistency)
+        check_scheduler(request, options.scheduler)
+        wanted = UpscaleRequest(picture, seed, chosen)
+        output = Output(format, options.quality, options.metadata == "full")
+        return await answer(request, client, [wanted], output, kind, fingerprint)
+
+    @router.post(
+        "/inspect",
+        responses=problem_responses({each: ERRORS[each] for each in (401, 403, 413, 415, 422)}),
+        openapi_extra={"requestBody": upload_schema(options=False)},
+    )
+    async def inspect(request: Request, client: Annotated[str, Depends(authenticated)]) -> dict[str, Any]:
+        """What a picture says of how it was made: the text that this server, or AUTOMATIC1111, wrote into it, and
+        `settings` as an object."""
+        data, _ = await read_upload(request)
+        try:
+            found: dict[str, Any] = dict(await asyncio.to_thread(read_metadata, data))
+        except InvalidPicture as error:
+            raise Problem(422, str(error)) from error
+        try:
+            settings_found = json.loads(found["settings"])
+        except (KeyError, ValueError, RecursionError):
+            return found
+        return found | {"settings": settings_found}
+
+    return router
+
+
+async def read_upload(request: Request) -> tuple[bytes, UpscaleQuery]:
+    """The picture's bytes and the options, from the query and the form. Problem 415, 400 or 422 for a wrong body."""
+    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    given: dict[str, Any] = dict(request.query_params)
+    location = "query"
+    if kind == FORM:
+        data, fields = await _read_form(request)
+        location = "body" if fields else "query"
+        given |= fields
+    elif kind in RAW:
+        data = await request.body()
+    else:
+        hint = f"the content type is {kind[:100] or 'none'}; send a picture as {', '.join(RAW)} or {FORM}"
+        raise Problem(415, hint, headers={"Accept": ", ".join((*RAW, FORM))})
+    if not data:
+        raise Problem(422, "the picture is empty (0 bytes)")
+    try:
+        return data, UpscaleQuery.model_validate(given)
+    except ValidationError as error:
+        wrong = [{**each, "loc": (location, *each["loc"])} for each in error.errors()]
+        raise RequestValidationError(wrong) from error
+
+
+async def _read_form(request: Request) -> tuple[bytes, dict[str, str]]:
+    try:
+        async with request.form(max_files=1, max_fields=20, max_part_size=10_000) as form:
+            image = form.get("image")
+            if not isinstance(image, UploadFile):
+                raise Problem(422, "the form has no file in its field 'image'")
+            fields = {name: value for name, value in form.items() if isinstance(value, str)}
+            return await image.read(), fields
+    except MultipartParseError as error:
+        raise Problem(400, f"the form cannot be read: {error}") from error
+
+
+async def decoded(data: bytes, settings: Settings) -> Picture:
+    """The picture, decoded in a thread. Problem 413 with the limits, or 422."""
+    try:
+        return await asyncio.to_thread(decode_picture, data, settings.max_input_pixels)
+    except InvalidPicture as error:
+        if error.too_large:
+            raise Problem(413, f"{error}; {limits_of(settings)}") from error
+        raise Problem(422, str(error)) from error
+
+
+def check_result(picture: Picture, factor: int, format: str | None, settings: Settings) -> None:
+    """Problem 413 or 422 where the result would be too large or does not go into its format."""
+    height, width = picture.pixels.shape[:2]
+    if width * height * factor**2 > settings.max_pixels:
+        raise Problem(413, f"the result would be {width * factor}×{height * factor}; {limits_of(settings)}")
+    if format is not None:
+        try:
+            check_format(picture, format, factor)
+        except InvalidPicture as error:
+            raise Problem(413 if error.too_large else 422, str(error)) from error
+
+
+def check_scheduler(request: Request, name: str | None) -> None:
+    """Problem 422 for a scheduler that the SR3 model does not take."""
+    known = request.app.state.pool.info.sr_schedulers
+    if name is not None and name.lower() not in {each.lower() for each in known}:
+        raise Problem(422, f"scheduler: got {name[:40]!r}; accepted: {', '.join(known)}")

@@ -1,0 +1,177 @@
+"""The page in a real Chromium: drawing, watching, comparing, enlarging, cancelling, errors; by keyboard; on a phone."""
+
+import io
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.service_fakes import Running, serving, wait_until
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium; on Debian: apt-get install chromium")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with serving(tmp_path_factory.mktemp("fake"), step_seconds=0.03) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api").sync_playwright().start()
+    browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    yield browser
+    browser.close()
+    playwright.stop()
+
+
+@pytest.fixture(params=[(1280, 860), (390, 844)], ids=["desk", "phone"])
+def page(browser: Any, server: Running, request: pytest.FixtureRequest) -> Iterator[Any]:
+    width, height = request.param
+    context = browser.new_context(viewport={"width": width, "height": height}, accept_downloads=True)
+    page = context.new_page()
+    complaints: list[str] = []
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    hosts: set[str] = set()
+    page.on(
+        "request", lambda sent: hosts.add(re.sub(r"^(\w+://[^/]*|blob:|data:).*", r"\1", sent.url, flags=re.DOTALL))
+    )
+    page.goto(server.url)
+    page.wait_for_selector("#server.ready")
+    yield page
+    assert page.evaluate("document.documentElement.scrollWidth") <= width, "it scrolls sideways"
+    expected = [each for each in complaints if "status of 4" not in each and "status of 5" not in each]
+    assert expected == []
+    assert hosts <= {server.url, "blob:", "data:"}
+    context.close()
+
+
+def png(width: int = 12, height: int = 10) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (width, height), "teal").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def finished(page: Any) -> None:
+    page.wait_for_selector("#tools:not([hidden])", timeout=20_000)
+
+
+def test_prompt_to_picture_with_the_keyboard_alone(page: Any) -> None:
+    page.focus("#prompt")
+    page.keyboard.type("a red apple")
+    page.keyboard.press("Control+Enter")
+    page.wait_for_selector("#progress:not([hidden])")
+    finished(page)
+    assert page.evaluate("document.getElementById('after').naturalWidth") == 32
+    assert page.get_attribute("#after", "alt") == "a red apple"
+    assert "a red apple" in page.inner_text("#facts")
+    page.focus("#slider")
+    before = page.evaluate("document.getElementById('before').style.clipPath")
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("document.getElementById('before').style.clipPath") != before
+    page.focus("#view")
+    small = page.evaluate("document.getElementById('after').style.transform")
+    page.keyboard.press("+")
+    assert page.evaluate("document.getElementById('after').style.transform") != small
+    page.keyboard.press("0")
+    assert page.evaluate("document.getElementById('after').style.transform") == small
+
+
+def test_seed_is_shown_and_makes_the_picture_again_and_downloads(page: Any) -> None:
+    page.fill("#prompt", "again")
+    page.click("#go")
+    finished(page)
+    seed = re.search(r"Seed\s+(\d+)", page.inner_text("#facts"))
+    assert seed
+    with page.expect_download() as download:
+        page.click("#download")
+    assert download.value.suggested_filename == f"again-{seed[1]}.png"
+    first = Path(download.value.path()).read_bytes()
+    page.click("#again")
+    page.wait_for_selector("#tools[hidden]", state="attached")
+    finished(page)
+    with page.expect_download() as download:
+        page.click("#download")
+    assert Path(download.value.path()).read_bytes() == first
+
+
+def test_history_outlives_the_page_and_can_be_cleared(page: Any) -> None:
+    page.fill("#prompt", "kept")
+    page.click("#go")
+    finished(page)
+    page.reload()
+    page.wait_for_selector("#history button")
+    page.click("#history button")
+    finished(page)
+    assert "kept" in page.inner_text("#facts")
+    page.click("#forget")
+    page.wait_for_selector("#past[hidden]", state="attached")
+
+
+def test_picture_chosen_is_enlarged_and_compared(page: Any) -> None:
+    page.check("input[value=enlarge]")
+    page.set_input_files("#file", {"name": "teal.png", "mimeType": "image/png", "buffer": png()})
+    page.wait_for_selector("#dropped img")
+    assert "48 × 40 pixels" in page.inner_text("#size")
+    page.click("#go")
+    finished(page)
+    assert page.evaluate("document.getElementById('after').naturalWidth") == 48
+    assert page.is_visible("#before") and page.is_visible("#compare")
+    page.click("#toggle")
+    assert not page.is_visible("#before")
+
+
+def test_several_pictures_are_offered(page: Any) -> None:
+    page.fill("#prompt", "several")
+    page.click("summary")
+    page.fill("[name=num_images]", "3")
+    page.fill("[name=seed]", "5")
+    page.click("#go")
+    finished(page)
+    assert page.locator("#several button").count() == 3
+    page.locator("#several button").nth(2).click()
+    wait_until(lambda: re.search(r"Seed\s+7\b", page.inner_text("#facts")))
+
+
+def test_cancel_stops_the_work(page: Any, server: Running) -> None:
+    page.click("summary")
+    page.fill("[name=steps]", "100")
+    page.fill("#prompt", "never mind")
+    page.click("#go")
+    wait_until(lambda: "begun never mind" in server.log())
+    page.click("#stop")
+    page.wait_for_selector("#error:not([hidden])")
+    assert page.inner_text("#error") == "Cancelled."
+    wait_until(lambda: server.log()[-1] == "stopped never mind by Stop")
+    (server.place / "log").unlink()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ("", "Type what to draw"),
+        ("refuse", "99 tokens; the base model reads at most 77"),
+        ("fail", "the models failed"),
+    ],
+)
+def test_errors_are_said_in_words(page: Any, prompt: str, words: str) -> None:
+    page.fill("#prompt", prompt)
+    page.click("#go")
+    page.wait_for_selector("#error:not([hidden])")
+    assert words in page.inner_text("#error")
+    assert page.is_enabled("#go")
+
+
+def test_every_control_has_a_name(page: Any) -> None:
+    unnamed = page.evaluate(
+        """[...document.querySelectorAll("input, select, textarea, button, a")].filter((each) =>
+            !(each.labels?.length || each.textContent.trim() || each.getAttribute("aria-label"))).map((e) => e.outerHTML)"""
+    )
+    assert unnamed == []

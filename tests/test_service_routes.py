@@ -1,0 +1,262 @@
+"""Uploads, keys, hosts, OpenAI's client, figures and logs, from a real server."""
+
+import base64
+import io
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from openai import APIStatusError, OpenAI
+from PIL import Image
+
+from service.answers import negotiate
+from service.logs import JsonLines, request_id
+from service.pictures import encode_picture
+from service.requests import ModelInfo
+from service.routes_openai import sized
+from sr3.images import Picture, read
+from tests.service_fakes import Running, problem, serving
+
+KEY = "a-key-for-the-tests"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    settings = {"max_input_pixels": 4000, "max_pixels": 16 * 4000, "max_upload_bytes": 100_000}
+    with serving(tmp_path_factory.mktemp("fake"), **settings) as running:
+        yield running
+
+
+def noise(height: int = 9, width: int = 12, channels: int = 3, dtype: type = np.uint8) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (height, width, channels), dtype, endpoint=True)
+
+
+def upload(server: Running, data: bytes, query: str = "", kind: str = "image/png") -> httpx.Response:
+    return server.client.post(f"/upscale{query}", content=data, headers={"content-type": kind})
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_kind_depth_profile_and_exif_of_an_upload_stay(server: Running, channels: int, dtype: type) -> None:
+    exif = Image.Exif()
+    exif[0x010E], exif[0x0112] = "a description", 6
+    given = Picture(noise(channels=channels, dtype=dtype), b"a profile", exif.tobytes())
+    answer = upload(server, encode_picture(given))
+    large = read(answer.content)
+    turned = 4 if (channels, dtype) == (2, np.uint16) else channels  # a PNG of OpenCV's
+    assert large.pixels.shape == (48, 36, turned)
+    assert large.pixels.dtype == dtype
+    assert large.icc == b"a profile"
+    with Image.open(io.BytesIO(answer.content)) as file:
+        assert (file.getexif()[0x010E], file.getexif().get(0x0112, 1)) == ("a description", 1)
+
+
+@pytest.mark.parametrize(
+    ("format", "query", "accept", "expected"),
+    [
+        ("JPEG", "", "*/*", "image/jpeg"),
+        ("WEBP", "", "*/*", "image/webp"),
+        ("BMP", "", "*/*", "image/png"),
+        ("TIFF", "", "*/*", "image/tiff"),
+        ("JPEG", "?format=webp", "*/*", "image/webp"),
+        ("JPEG", "", "image/png", "image/png"),
+    ],
+)
+def test_format_stays_or_is_what_was_asked(
+    server: Running, format: str, query: str, accept: str, expected: str
+) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(noise()).save(buffer, format)
+    head = {"content-type": f"image/{format.lower()}", "accept": accept}
+    answer = server.client.post("/upscale" + query, content=buffer.getvalue(), headers=head)
+    assert answer.headers["content-type"] == expected
+    with Image.open(io.BytesIO(answer.content)) as file:
+        assert (file.get_format_mimetype(), file.size) == (expected, (48, 36))
+
+
+def test_form_takes_the_same_options_and_gives_the_same_bytes(server: Running) -> None:
+    data = encode_picture(Picture(noise()))
+    raw = upload(server, data, "?factor=16&seed=7&steps=1")
+    form = server.client.post("/upscale?factor=16", files={"image": data}, data={"seed": "7", "steps": "1"})
+    assert raw.content == form.content
+    assert read(raw.content).pixels.shape == (144, 192, 3)
+    as_json = server.client.post(
+        "/upscale?seed=7", files={"image": data}, headers={"accept": "application/json"}
+    ).json()
+    assert as_json["images"][0]["settings"]["seed"] == 7
+
+
+def test_refusals_of_uploads_name_what_is_wrong(server: Running) -> None:
+    png = encode_picture(Picture(noise()))
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "WEBP", save_all=True, append_images=[Image.new("RGB", (8, 8), "red")])
+    cases = [
+        (upload(server, b""), 422, "empty (0 bytes)"),
+        (upload(server, b"no picture"), 422, "not a picture in a format that is accepted: PNG"),
+        (upload(server, png[:80]), 422, "damaged"),
+        (upload(server, buffer.getvalue()), 422, "animated"),
+        (upload(server, encode_picture(Picture(noise(7)))), 422, "at least 8 pixels"),
+        (upload(server, encode_picture(Picture(noise(80, 80)))), 413, "at most 4000 pixels"),
+        (upload(server, encode_picture(Picture(noise(32, 32))), "?factor=16"), 413, "would be 512×512; this server"),
+        (upload(server, b"x" * 100_001), 413, "larger than the 100000 bytes that /upscale takes"),
+        (upload(server, encode_picture(Picture(noise(channels=4))), "?format=jpeg"), 422, "no transparency"),
+        (upload(server, png, "?factor=3"), 422, "factor: "),
+        (upload(server, png, "?fator=4"), 422, "only factor, seed"),
+        (upload(server, png, "?scheduler=no"), 422, "accepted: DDIM"),
+        (upload(server, png, kind="text/plain"), 415, "the content type is text/plain"),
+        (server.client.post("/upscale", files={"other": png}), 422, "no file in its field 'image'"),
+        (server.client.post("/upscale", data={"image": "http://169.254.169.254/"}), 415, "multipart"),
+    ]
+    for answer, status, words in cases:
+        assert answer.status_code == status, answer.text
+        assert words in problem(answer).detail
+
+
+def test_upload_that_kills_the_worker_is_503_and_ends_nothing(server: Running) -> None:
+    assert upload(server, encode_picture(Picture(noise(8, 66)))).status_code == 503
+    assert upload(server, encode_picture(Picture(noise()))).status_code == 200
+
+
+def test_metadata_of_another_program_is_read_and_no_picture_refused(server: Running) -> None:
+    answer = server.client.post("/inspect", content=b"x", headers={"content-type": "image/png"})
+    assert answer.status_code == 422
+    png = encode_picture(Picture(noise()), metadata={"parameters": "a cat\nSteps: 20", "settings": "not JSON"})
+    found = server.client.post("/inspect", files={"image": png}).json()
+    assert found == {"parameters": "a cat\nSteps: 20", "settings": "not JSON"}
+
+
+def test_openais_own_client_works(server: Running) -> None:
+    with OpenAI(base_url=server.url + "/v1", api_key="any", max_retries=0) as client:
+        made = client.images.generate(prompt="a red apple", n=2, size="128x128", extra_body={"seed": 7})
+        assert made.data is not None
+        pictures = [base64.b64decode(each.b64_json or "") for each in made.data]
+        same = server.client.post("/generate?upscale=16", json={"prompt": "a red apple", "seed": 7}).content
+        assert pictures[0] == same
+        assert pictures[1] != same
+        events = list(client.images.generate(prompt="a", stream=True, partial_images=1, output_format="webp"))
+        assert events[-1].type == "image_generation.completed"
+        assert base64.b64decode(events[-1].b64_json)[8:12] == b"WEBP"
+        assert [model.id for model in client.models.list()] == ["fake"]
+        for wrong in ({"size": "100x100"}, {"prompt": " "}, {"n": 9}):
+            with pytest.raises(APIStatusError, match="accepted") as refused:
+                client.images.generate(**{"prompt": "a", **wrong})  # type: ignore[call-overload]
+            assert refused.value.status_code == 422
+
+
+def test_sizes_are_the_base_models_enlarged() -> None:
+    from service.requests import GenerateRequest
+
+    info, ask = ModelInfo(width=64, height=64, size_multiple=8), GenerateRequest("a", 1)
+    for size, upscale in (("auto", 4), ("64x64", 1), ("256x256", 4), ("1024x1024", 16)):
+        assert sized(ask, size, info) == GenerateRequest("a", 1, upscale)
+    wide = sized(ask, "384x256", info)
+    assert (wide.upscale, wide.width, wide.height) == (4, 96, 64)
+
+
+def test_keys_are_wanted_everywhere_but_where_nothing_is_told(tmp_path: Path) -> None:
+    with serving(tmp_path, api_keys=f"me:{KEY},other:{KEY}-other") as server:
+        paths = {"/healthz": 200, "/readyz": 200, "/": 200, "/docs": 200, "/openapi.json": 200}
+        paths |= {"/metrics": 401, "/info": 401, "/requests/1": 401, "/v1/models": 401}
+        for path, status in paths.items():
+            assert server.client.get(path).status_code == status, path
+        answer = server.client.post("/generate", json={"prompt": "a"}, headers={"authorization": "Bearer wrong"})
+        assert "not one of this server's" in problem(answer).detail
+        assert answer.headers["www-authenticate"] == "Bearer"
+        mine = {"authorization": f"Bearer {KEY}", "prefer": "respond-async"}
+        begun = server.client.post("/generate", json={"prompt": "a"}, headers=mine)
+        assert begun.status_code == 202
+        for key, status in ((KEY, 200), (f"{KEY}-other", 404)):
+            assert server.client.get(begun.headers["location"], headers={"x-api-key": key}).status_code == status
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"host": "evil.example"}, 421),
+        ({"host": "localhost"}, 200),
+        ({"origin": "https://evil.example"}, 403),
+        ({"sec-fetch-site": "cross-site"}, 403),
+        ({"origin": "null"}, 403),
+        ({"sec-fetch-site": "same-origin"}, 200),
+    ],
+)
+def test_other_sites_pages_and_names_are_sent_away(server: Running, headers: dict[str, str], status: int) -> None:
+    answer = server.client.post("/generate", json={"prompt": "a"}, headers=headers)
+    assert answer.status_code == status
+    assert "access-control-allow-origin" not in answer.headers
+    if status != 200:
+        problem(answer)
+
+
+def test_origin_that_is_allowed_may_ask(tmp_path: Path) -> None:
+    with serving(tmp_path, cors_origins="https://good.example") as server:
+        head = {"origin": "https://good.example", "sec-fetch-site": "cross-site"}
+        answer = server.client.post("/generate", json={"prompt": "a"}, headers=head)
+    assert answer.status_code == 200
+    assert answer.headers["access-control-allow-origin"] == "https://good.example"
+
+
+def test_answers_are_protected_and_the_page_runs_nothing_but_its_own(server: Running) -> None:
+    for path in ("/", "/docs", "/healthz", "/page/app.js", "/nowhere"):
+        answer = server.client.get(path)
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        policy = answer.headers["content-security-policy"]
+        assert "default-src 'none'" in policy and "frame-ancestors 'none'" in policy
+        assert "unsafe-inline" not in policy.partition("style-src")[0]
+    page = server.client.get("/").text
+    assert "<script>" not in page and " onclick" not in page and " style=" not in page
+    assert "http://" not in page and "https://" not in page
+
+
+def test_figures_count_what_happened(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        for prompt in ("a", "b", "refuse"):
+            server.client.post("/generate", json={"prompt": prompt})
+        text = server.client.get("/metrics").text
+    for line in (
+        'service_requests_total{route="/generate",status="200"} 2.0',
+        'service_requests_total{route="/generate",status="422"} 1.0',
+        "service_pictures_total 2.0",
+        "service_batch_size_count 3.0",
+        'service_stage_seconds_count{stage="base"} 2.0',
+        'service_steps_total{stage="base"} 9.0',
+        "service_queue_depth 0.0",
+        "service_worker_restarts_total 0.0",
+        "service_ready 1.0",
+    ):
+        assert line in text, line
+    assert "service_worker_memory_bytes" in text
+
+
+def test_log_has_ids_and_no_prompts_unless_asked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for asked in (False, True):
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "service"), serving(tmp_path, log_prompts=asked) as server:
+            server.client.post("/generate", json={"prompt": "a secret wish"}, headers={"x-request-id": "id-1"})
+        token = request_id.set("id-1")
+        lines = [json.loads(JsonLines().format(record)) for record in caplog.records]
+        request_id.reset(token)
+        access = next(line for line in lines if line["logger"] == "service.access" and line["path"] == "/generate")
+        assert (access["status"], access["method"], access["request_id"]) == (200, "POST", "id-1")
+        assert ("a secret wish" in json.dumps(lines)) is asked
+
+
+@pytest.mark.parametrize(
+    ("accept", "best"),
+    [
+        ("", "image/png"),
+        ("*/*", "image/png"),
+        ("application/*", "application/json"),
+        ("image/png;q=0.1, application/json;q=0.2", "application/json"),
+        ("image/*;q=0", None),
+        ("image/png;q=0, */*", "application/json"),
+        ("image/png;q=x", None),
+        (",;,q=", None),
+    ],
+)
+def test_accept_is_read_as_the_standard_says(accept: str, best: str | None) -> None:
+    assert negotiate(accept, ["image/png", "application/json"]) == best
