@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from service.database import pictures
 from service.jobs import Jobs, JobSpec, PictureState
@@ -172,11 +171,24 @@ def _row(
 
 
 def _insert(jobs: Jobs, batch: list[dict[str, Any]]) -> None:
-    """Write rows down, in place of those of the same keys; many to a statement, which Postgres is glad of."""
-    kind = postgresql.insert if jobs.engine.dialect.name == "postgresql" else sqlite.insert
-    for start in range(0, len(batch), 500):
-        rows = [{**row, "chunk": 0, "attempts": 0, "owner": None} for row in batch[start : start + 500]]
-        statement: Any = kind(pictures).values(rows)
-        changed = {name: statement.excluded[name] for name in rows[0] if name not in ("job", "key")}
+    """Write rows down, in place of those of the same keys; all in one parameter, as JSON, whatever their number."""
+    if batch:
         with jobs.engine.begin() as connection:
-            connection.execute(statement.on_conflict_do_update(index_elements=["job", "key"], set_=changed))
+            connection.execute(_INSERT[jobs.engine.dialect.name], {"rows": json.dumps(batch)})
+
+
+_COLUMNS = ("job", "key", "source_bytes", "output_bytes", "state", "verify", "record", "finished")
+_TYPES = ("text", "text", "bigint", "bigint", "smallint", "boolean", "text", "double precision")
+_ROWS = {
+    "sqlite": f"SELECT {', '.join(f'value ->> {name!r}' for name in _COLUMNS)}, 0, 0 FROM json_each(:rows) WHERE true",
+    "postgresql": f"SELECT {', '.join(_COLUMNS)}, 0, 0 FROM json_to_recordset(CAST(:rows AS json)) "
+    f"AS given({', '.join(map(' '.join, zip(_COLUMNS, _TYPES, strict=True)))})",
+}
+_INSERT = {
+    dialect: sa.text(
+        f"INSERT INTO sr3_pictures ({', '.join(_COLUMNS)}, chunk, attempts) {rows} "
+        "ON CONFLICT (job, key) DO UPDATE SET "
+        + ", ".join(f"{name} = excluded.{name}" for name in (*_COLUMNS[2:], "chunk", "attempts"))
+    )
+    for dialect, rows in _ROWS.items()
+}

@@ -156,11 +156,6 @@ class Settings(BaseSettings):
     job_patience: float = Field(
         default=900.0, ge=0, description="seconds that a job waits for a full disk or a silent bucket"
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least level logged")
-
-    def uploads_place(self) -> str:
-        """The folder or bucket prefix that uploaded archives are unpacked into."""
-        return self.uploads or str(self.data_dir.expanduser() / "uploads")
 
     api_keys: Annotated[tuple[ApiKey, ...], NoDecode, BeforeValidator(_api_keys)] = Field(
         default=(), description="NAME:KEY,NAME:KEY…; whoever asks needs one of them", repr=False
@@ -175,6 +170,10 @@ class Settings(BaseSettings):
     log_format: Literal["json", "text"] = Field(default="json", description="lines of JSON or of text")
     log_prompts: bool = Field(default=False, description="write prompts into the log")
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least level logged")
+
+    def uploads_place(self) -> str:
+        """The folder or bucket prefix that uploaded archives are unpacked into."""
+        return self.uploads or str(self.data_dir.expanduser() / "uploads")
 
     @property
     def on_loopback(self) -> bool:
