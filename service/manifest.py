@@ -32,7 +32,9 @@ def write_manifest(jobs: Jobs, id: str) -> None:
     with jobs.engine.begin() as connection:
         connection.execute(mine.values(manifested=finished))
         done = {"state": "done", "finished": time.time(), "note": None}
-        connection.execute(mine.where(jobs_table.c.state == "running", idle).values(done))
+        over = connection.execute(mine.where(jobs_table.c.state == "running", idle).values(done)).rowcount == 1
+    if over:
+        target.tidy()
     jobs.forget_workflows(id)
 
 

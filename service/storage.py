@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 _BUCKET = re.compile(r"(s3|gs|az)://[^/]+")
 _PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EAGAIN, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT}
-_TEMPORARY = ".part-"
+_TEMPORARY = re.compile(r"\..*\.part-\d+-\d+")
 _CLOUDS = ("AWS", "GOOGLE", "AZURE")
 _count = itertools.count()
 
@@ -71,6 +71,10 @@ class Place(Protocol):
         """Delete everything there."""
         ...
 
+    def tidy(self) -> None:
+        """Delete what writers that were killed left half written; for when nobody writes there."""
+        ...
+
 
 @dataclass(frozen=True)
 class Folder:
@@ -94,7 +98,7 @@ class Folder:
                 raise _of_os(error, str(self.path / below)) from error
             with entries:
                 for entry in entries:
-                    if entry.is_symlink() or _TEMPORARY in entry.name:
+                    if entry.is_symlink() or _TEMPORARY.fullmatch(entry.name):
                         continue
                     if entry.is_dir() and recursive:
                         waiting.append(f"{below}{entry.name}/")
@@ -120,7 +124,7 @@ class Folder:
     def write(self, key: str, parts: bytes | Iterable[bytes]) -> int:
         """See `Place`. A temporary name in the same folder, flushed to the disk, then renamed."""
         path = self._inside(key)
-        temporary = path.with_name(f".{path.name[:80]}{_TEMPORARY}{os.getpid()}-{next(_count)}")
+        temporary = path.with_name(f".{path.name[:80]}.part-{os.getpid()}-{next(_count)}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -147,6 +151,12 @@ class Folder:
     def clear(self) -> None:
         """See `Place`."""
         shutil.rmtree(self.path, ignore_errors=True)
+
+    def tidy(self) -> None:
+        """See `Place`."""
+        for folder, _, names in os.walk(self.path):
+            for name in filter(_TEMPORARY.fullmatch, names):
+                Path(folder, name).unlink(missing_ok=True)
 
     def _inside(self, key: str) -> Path:
         """The key's path; StorageError where a link or `..` in it leads out of the folder."""
@@ -240,6 +250,9 @@ class Bucket:
         with _of_bucket(self.url):
             for page in obstore.list(self._store, chunk_size=1000):
                 obstore.delete(self._store, [each["path"] for each in page])
+
+    def tidy(self) -> None:
+        """See `Place`. A bucket shows nothing half written; its own rules delete uploads that never ended."""
 
 
 class _of_bucket:  # a context manager, named for how it reads: `with _of_bucket(key):`

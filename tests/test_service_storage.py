@@ -77,6 +77,16 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["a.png"]
 
 
+def test_what_a_killed_writer_left_is_not_listed_and_tidied_away(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    for name in (".a.png.part-12-3", "deep/.b.png.part-1-0", "a.part-1-2", ".hidden.part-x"):
+        (tmp_path / name).write_bytes(b"x")
+    folder = Folder(tmp_path)
+    assert sorted(key for key, _ in folder.list()) == [".hidden.part-x", "a.part-1-2"]
+    folder.tidy()
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [".hidden.part-x", "a.part-1-2"]
+
+
 def test_only_what_passes_is_trouble() -> None:
     assert isinstance(_of_os(OSError(errno.EDQUOT, "Quota"), "a"), StorageTrouble)
     assert not isinstance(_of_os(PermissionError(errno.EACCES, "Denied"), "a"), StorageTrouble)
