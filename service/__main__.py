@@ -20,7 +20,14 @@ BAD_START = 2
 
 
 def main(argv: Sequence[str], cascade_factory: CascadeFactory = load_cascade) -> int:
-    """Serve until stopped. Status 2, after one line on stderr, for what keeps it from starting."""
+    """Serve until stopped. Status 2, after one line on stderr, for what keeps it from starting.
+
+    `worker` as the first word starts a worker for jobs instead.
+    """
+    if argv[:1] == ["worker"]:
+        from service import job_worker
+
+        return job_worker.main(argv[1:])
     try:
         settings = load_settings(argv)
         listener = _listen(settings.host, settings.port)

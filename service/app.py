@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
@@ -17,11 +17,12 @@ from service.problems import add_problem_handlers, problem_response
 from service.records import Records
 from service.routes_generate import generate_router
 from service.routes_health import health_router
+from service.routes_jobs import jobs_router
 from service.routes_openai import openai_router
 from service.routes_page import add_page
 from service.routes_requests import requests_router
 from service.routes_upscale import upscale_router
-from service.security import Gatekeeper
+from service.security import Gatekeeper, authenticated
 from service.settings import Settings
 from service.worker import CascadeFactory
 
@@ -65,6 +66,7 @@ def create_app(settings: Settings, cascade_factory: CascadeFactory) -> FastAPI:
     app.include_router(upscale_router(settings))
     app.include_router(requests_router())
     app.include_router(openai_router(settings))
+    app.include_router(jobs_router(settings), dependencies=[Depends(authenticated)])
     add_page(app)
     add_problem_handlers(app)
     add_problem_schema(app)
@@ -80,6 +82,7 @@ def _refused(request: Request, error: Exception) -> Response:
 
 def _add_middleware(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
     uploads = dict.fromkeys(("/upscale", "/inspect"), settings.max_upload_bytes)
+    uploads["/jobs/zip"] = settings.max_archive_bytes
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, others=uploads)
     origins = [origin.strip() for origin in settings.cors_origins.split(",") if origin.strip()]
     if origins:

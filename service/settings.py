@@ -38,6 +38,12 @@ def _directory_or_hub_id(model: str) -> str:
     return model if _HUB_ID.fullmatch(model) and not Path(model).exists() else _directory(model)
 
 
+def _postgres(url: str) -> str:
+    if url.partition("://")[0] not in ("postgres", "postgresql"):
+        raise ValueError("a postgresql:// address is needed")
+    return url
+
+
 @dataclass(frozen=True)
 class ApiKey:
     """A client's name and the SHA-256 of its key."""
@@ -126,6 +132,31 @@ class Settings(BaseSettings):
     heartbeat_seconds: float = Field(default=5, gt=0, description="silence after which a worker is not ready")
     stall_seconds: float = Field(default=300, gt=0, description="time without a step after which a worker is killed")
     shutdown_seconds: int = Field(default=30, ge=0, description="time given to running requests at shutdown")
+    data_dir: Path = Field(
+        default=Path("~/.local/share/sr3-cascade"), description="folder for the database of jobs and for uploads"
+    )
+    database_url: Annotated[str, AfterValidator(_postgres)] | None = Field(
+        default=None,
+        description="postgresql://… where several machines share the jobs; none: SQLite in the data folder",
+    )
+    storage_roots: list[str] = Field(
+        default=[], description="folders and s3://, gs://, az:// prefixes below which jobs may read and write, as JSON"
+    )
+    uploads: str | None = Field(
+        default=None, description="folder or bucket prefix, the same for all workers, for uploaded archives' pictures"
+    )
+    max_archive_bytes: int = Field(default=2**30, ge=1, description="largest ZIP of pictures, packed and unpacked")
+    job_workers: int | None = Field(
+        default=None,
+        ge=0,
+        le=64,
+        description="job workers that the server starts itself; none: one a device, with Postgres 0",
+    )
+    job_batch: int = Field(default=1, ge=1, le=64, description="pictures of equal size that share a batch in a job")
+    job_patience: float = Field(
+        default=900.0, ge=0, description="seconds that a job waits for a full disk or a silent bucket"
+    )
+
     api_keys: Annotated[tuple[ApiKey, ...], NoDecode, BeforeValidator(_api_keys)] = Field(
         default=(), description="NAME:KEY,NAME:KEY…; whoever asks needs one of them", repr=False
     )
@@ -139,6 +170,10 @@ class Settings(BaseSettings):
     log_format: Literal["json", "text"] = Field(default="json", description="lines of JSON or of text")
     log_prompts: bool = Field(default=False, description="write prompts into the log")
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least level logged")
+
+    def uploads_place(self) -> str:
+        """The folder or bucket prefix that uploaded archives are unpacked into."""
+        return self.uploads or str(self.data_dir.expanduser() / "uploads")
 
     @property
     def on_loopback(self) -> bool:

@@ -132,3 +132,26 @@ def test_compose_gives_running_requests_the_time_that_the_service_gives_them(com
 def test_arguments_of_compose_are_declared(compose: dict[str, Any], stages: list[list[tuple[str, str]]]) -> None:
     declared = {name.split("=")[0] for stage in stages for name in arguments(stage, "ARG")}
     assert set(compose["services"]["cascade"]["build"]["args"]) <= declared
+
+
+@pytest.fixture(scope="module")
+def jobs() -> dict[str, Any]:
+    return yaml.safe_load((DOCKER / "jobs.yaml").read_text())
+
+
+def test_workers_and_service_of_jobs_share_database_and_pictures(
+    jobs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cascade, worker, postgres = (jobs["services"][name] for name in ("cascade", "worker", "postgres"))
+    for service in (cascade, worker):
+        assert service["volumes"] == ["${PICTURES:-pictures}:/pictures"]
+        for name, value in service["environment"].items():
+            monkeypatch.setenv(name, re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", value))
+        settings = load_settings([])
+        assert settings.storage_roots == ["/pictures"]
+        password = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", postgres["environment"]["POSTGRES_PASSWORD"])
+        assert settings.database_url == f"postgresql://sr3:{password}@postgres/sr3"
+    assert worker["command"] == ["python", "-m", "service", "worker"]
+    assert worker["read_only"] is True
+    assert "ports" not in worker and "ports" not in postgres
+    assert set(jobs["volumes"]) == {"pictures", "database"}

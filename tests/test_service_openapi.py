@@ -49,7 +49,9 @@ def test_paths_and_references_are_whole(document: dict[str, Any]) -> None:
         "/info",
     }
     requests = {"/requests/{id}" + rest for rest in ("", "/result", "/events", "/pictures/{index}")}
-    assert set(document["paths"]) == expected | requests
+    jobs = {"/jobs" + rest for rest in ("", "/zip")}
+    jobs |= {"/jobs/{id}" + rest for rest in ("", "/events", "/result.zip", "/cancel", "/retry-failed")}
+    assert set(document["paths"]) == expected | requests | jobs
     schemas = document["components"]["schemas"]
     named = {reference.removeprefix("#/components/schemas/") for reference in references(document)}
     assert named <= set(schemas)

@@ -1,0 +1,90 @@
+"""The server's side of jobs: the database opened when first needed, and workers of its own where it is to have some."""
+
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from service.crew import COMMAND, Crew
+from service.database import database_url, open_database
+from service.jobs import Jobs, JobSpec
+from service.plan import MANIFEST
+from service.settings import Settings
+from service.storage import Place, check_places, open_place
+
+_IDLE = 60.0
+
+
+class Desk:
+    """Takes jobs, and has `settings.job_workers` processes do them. Every method may be called from any thread."""
+
+    def __init__(self, settings: Settings, command: Sequence[str] = COMMAND) -> None:
+        self.settings = settings
+        self.data_dir: Path = settings.data_dir.expanduser()
+        self._command = command
+        self._lock = threading.Lock()
+        self._jobs: Jobs | None = None
+        self._crew: Crew | None = None
+
+    @property
+    def jobs(self) -> Jobs:
+        """The jobs; raises SQLAlchemy's errors where the database cannot be opened."""
+        with self._lock:
+            if self._jobs is None:
+                self._jobs = Jobs(open_database(database_url(self.data_dir, self.settings.database_url)))
+            return self._jobs
+
+    def begun(self) -> bool:
+        """Whether there can be jobs: a SQLite database is made with the first."""
+        return self.settings.database_url is not None or (self.data_dir / "jobs.sqlite").exists()
+
+    def resume(self) -> None:
+        """Have workers for what an earlier server left unfinished."""
+        if self.begun() and self._workers() and self.jobs.unfinished():
+            self.wake()
+
+    def wake(self) -> None:
+        """Have workers, if this server is to have some. They end when they have been idle for a minute."""
+        number = self._workers()
+        if not number:
+            return
+        with self._lock:
+            if self._crew is None:
+                devices = self._devices()
+                dealt = [devices[index % len(devices)] for index in range(number)]
+                self._crew = Crew(self.settings, dealt, _IDLE, self._command)
+        self._crew.start()
+
+    def close(self) -> None:
+        """Stop the workers after the pictures in hand; what is left is done when a server or worker starts again."""
+        if self._crew is not None:
+            self._crew.stop(self.settings.shutdown_seconds)
+        with self._lock:
+            if self._jobs is not None:
+                self._jobs.close()
+
+    def upload_place(self, id: str, name: str) -> Place:
+        """Where an uploaded job keeps its `in` and `out`."""
+        return open_place(f"{self.settings.uploads_place()}/{id}/{name}")
+
+    def results(self, id: str) -> Iterator[tuple[str, Iterator[bytes]]]:
+        """The names and contents of what a job has made, and of its manifest."""
+        jobs = self.jobs
+        target = open_place(jobs.spec(id).output)
+        lines: list[bytes] = []
+        for record in jobs.records(id):
+            lines.append(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+            if record["state"] in ("done", "kept"):
+                yield record["output"], target.stream(record["output"])
+        yield MANIFEST, iter(lines)
+
+    def spec_allowed(self, spec: JobSpec) -> None:
+        """NotAllowed where it would read or write what the settings do not allow."""
+        check_places(spec.input, spec.output, self.settings.storage_roots)
+
+    def _devices(self) -> list[str]:
+        return [each.strip() for each in self.settings.device.split(",")]
+
+    def _workers(self) -> int:
+        given = self.settings.job_workers
+        return (0 if self.settings.database_url else len(self._devices())) if given is None else given

@@ -1,0 +1,246 @@
+"""`python -m service worker`: a process that owns a device and does the work of the jobs in the database."""
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from service.database import database_url, open_database, persistently
+from service.jobs import CHUNKS, MANIFESTS, PLANS, VERSION, Jobs, PictureState
+from service.liveness import BEAT_EVERY, Identity, Watch
+from service.manifest import manifest_due, write_manifest
+from service.plan import plan
+from service.settings import BadSettings, Settings, load_settings
+from service.storage import NotAllowed, StorageError, StorageTrouble, check_places, open_place
+from service.upscale import load_upscaler
+from service.work import Limits, Studio, Task, Upscaler
+
+_log = logging.getLogger("service.jobs")
+FENCED = 3
+
+
+def main(argv: Sequence[str], load: Callable[[Settings], Upscaler] = load_upscaler) -> int:
+    """Work until told to stop. Status 2, after one line on stderr, for what keeps it from starting.
+
+    `--idle SECONDS` ends it, with status 0, once there was nothing to do for so long; `--parent PID` when that ends.
+    """
+    own = argparse.ArgumentParser(prog="python -m service worker", add_help=False, allow_abbrev=False)
+    own.add_argument("--idle", type=float)
+    own.add_argument("--parent", type=int)
+    flags, rest = own.parse_known_args(argv)
+    try:
+        settings = load_settings(["--host", "127.0.0.1", *rest])  # a worker listens nowhere, whatever the server does
+        logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        logging.getLogger("dbos").setLevel(max(logging.WARNING, logging.getLogger().level))
+        data_dir = settings.data_dir.expanduser()
+        url = database_url(data_dir, settings.database_url)
+        jobs = Jobs(open_database(url))
+    except BadSettings as error:
+        return _fail(str(error))
+    except (OSError, SQLAlchemyError) as error:
+        return _fail(f"the database cannot be opened: {' '.join(str(error).split())[:300]}")
+    try:
+        upscaler = load(settings)
+    except Exception as error:
+        return _fail(f"cannot load the model: {type(error).__name__}: {' '.join(str(error).split())}")
+    worker = JobWorker(settings, data_dir, url, jobs, upscaler)
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, lambda number, frame: worker.stop.set())
+    worker.launch()
+    worker.watch(flags.idle, flags.parent)
+    worker.leave()
+    sys.stdout.flush()
+    os._exit(0)  # a chunk's thread holds its workflow open, so that DBOS does not take it for done
+
+
+class JobWorker:
+    """DBOS's runtime with the workflows of jobs around one upscaler."""
+
+    def __init__(self, settings: Settings, data_dir: Path, url: str, jobs: Jobs, upscaler: Upscaler) -> None:
+        self.stop = threading.Event()
+        self._settings, self._url, self._jobs = settings, url, jobs
+        self._roots = [*settings.storage_roots, settings.uploads_place()]
+        self._identity = Identity(jobs, data_dir, settings.device)
+        limits = Limits(settings.max_pixels, settings.job_batch, patience=settings.job_patience)
+        self._studio = Studio(upscaler, limits, self.stop)
+        self._busy = 0
+        self._idle_since = time.monotonic()
+        self._changed = threading.Condition()
+
+    def launch(self) -> None:
+        """Take work from the queues from now on."""
+        from dbos import DBOS
+
+        threading.Thread(target=self._beat, name="beat", daemon=True).start()
+        DBOS(
+            config={
+                "name": "sr3-jobs",
+                "system_database_url": self._url,
+                "system_database_engine": self._jobs.engine,
+                "application_version": VERSION,
+                "executor_id": self._identity.id,
+                "run_migrations": False,
+                "log_level": "WARNING",
+            }
+        )
+        for name, work in (("plan_job", self._plan), ("upscale_chunk", self._chunk), ("write_manifest", self._write)):
+            # Attempts are counted by picture: one that ends its process is given up, and its chunk always goes on.
+            step = DBOS.step(name=f"{name}_step")(self._held(work))
+            DBOS.workflow(name=name, max_recovery_attempts=None)(_calling(step))
+        DBOS.launch()
+        DBOS.register_queue(PLANS, worker_concurrency=1, polling_interval_sec=0.5, on_conflict="always_update")
+        DBOS.register_queue(MANIFESTS, global_concurrency=1, polling_interval_sec=0.5, on_conflict="always_update")
+        # Two at a time: while one's last picture is written, the other's are read, and the device never waits.
+        DBOS.register_queue(CHUNKS, worker_concurrency=2, polling_interval_sec=0.25, on_conflict="always_update")
+        _log.info("worker %s takes jobs on %s", self._identity.id, self._settings.device)
+
+    def watch(self, idle: float | None, parent: int | None) -> None:
+        """Look after the dead until it is time to stop."""
+        watch = Watch(self._identity)
+        while not self.stop.wait(1.0):
+            try:
+                watch.sweep()
+                if self._busy or self._jobs.unfinished():
+                    self._idle_since = time.monotonic()
+            except SQLAlchemyError as error:
+                _log.warning("cannot look after the others: %s", str(error).split("\n")[0])
+            if parent is not None and os.getppid() != parent:
+                _log.warning("the process that started this worker is gone")
+                self.stop.set()
+            if idle is not None and time.monotonic() - self._idle_since > idle:
+                self.stop.set()
+
+    def leave(self, patience: float = 120.0) -> None:
+        """Wait for the pictures in hand, put the rest back into the queues, and sign off."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._busy == 0, patience)
+        try:
+            self._identity.leave()
+        except SQLAlchemyError as error:  # others find the lock free, or the beat still
+            _log.warning("could not sign off: %s", str(error).split("\n")[0])
+
+    def _beat(self) -> None:
+        while True:
+            try:
+                if not self._identity.beat() and not self.stop.is_set():
+                    _log.error("others took this worker for dead and its work over; it ends")
+                    os._exit(FENCED)
+            except SQLAlchemyError:
+                pass  # told again as soon as the database is there
+            time.sleep(BEAT_EVERY)
+
+    def _held(self, work: Callable[..., None]) -> Callable[..., None]:
+        """`work`, tried again until it ends; and never ending once this worker stops, so that it stays in hand."""
+
+        def run(*arguments: Any) -> None:
+            with self._changed:
+                self._busy += 1
+            pause = 0.5
+            while not self.stop.is_set():
+                try:
+                    work(*arguments)
+                    break
+                except Exception:
+                    _log.exception("%s failed, trying again in %.0f s", arguments, pause)
+                    self.stop.wait(pause)
+                    pause = min(2 * pause, 30.0)
+            with self._changed:
+                self._busy -= 1
+                self._changed.notify_all()
+            if self.stop.is_set():
+                threading.Event().wait()
+
+        return run
+
+    def _plan(self, id: str) -> None:
+        if self._jobs.state(id) != "planning":
+            return
+        spec = self._jobs.spec(id)
+        try:
+            check_places(spec.input, spec.output, self._roots)
+            plan(self._jobs, id)
+        except StorageTrouble as error:
+            self._jobs.note(id, f"waiting for the storage: {error}")
+            raise
+        except (NotAllowed, StorageError, ValueError) as error:
+            self._jobs.fail(id, str(error))
+            return
+        manifest_due(self._jobs, id)
+
+    def _chunk(self, id: str, number: int) -> None:
+        jobs = self._jobs
+        if jobs.state(id) != "running":
+            return
+        spec = jobs.spec(id)
+        ledger = _Ledger(jobs, id, number, self._identity)
+        tasks = [Task(**row) for row in jobs.chunk(id, number)]
+        try:
+            check_places(spec.input, spec.output, self._roots)
+        except NotAllowed as error:
+            jobs.fail(id, f"on {self._identity.machine}: {error}")
+            return
+        whole = self._studio.run(spec, open_place(spec.input), open_place(spec.output), tasks, ledger)
+        if not self.stop.is_set():
+            manifest_due(jobs, id, stopped=not whole)
+
+    def _write(self, id: str) -> None:
+        if self._jobs.state(id) is None:
+            return
+        try:
+            write_manifest(self._jobs, id)
+        except StorageTrouble as error:
+            self._jobs.note(id, f"waiting for the storage: {error}")
+            raise
+
+
+class _Ledger:
+    """A chunk's claims and results in the database, which is waited for whenever it is away."""
+
+    def __init__(self, jobs: Jobs, id: str, number: int, identity: Identity) -> None:
+        self._jobs, self._id, self._number, self._identity = jobs, id, number, identity
+
+    def begin(self, key: str) -> bool:
+        """See `work.Ledger`. Ends the process where others took it for dead: the chunk is theirs, and unfinished."""
+        if persistently(lambda: self._jobs.begin(self._id, self._number, key, self._identity.id)):
+            return True
+        if not persistently(self._identity.beat):
+            os._exit(FENCED)
+        return False
+
+    def give_back(self, key: str) -> None:
+        """See `work.Ledger`."""
+        persistently(lambda: self._jobs.give_back(self._id, key, self._identity.id))
+
+    def record(self, key: str, state: PictureState, record: dict[str, Any]) -> None:
+        """See `work.Ledger`."""
+        persistently(lambda: self._jobs.record(self._id, key, self._identity.id, state, record))
+
+    def waiting(self, reason: str | None) -> bool:
+        """See `work.Ledger`."""
+        note = None if reason is None else f"waiting for the storage: {reason}"
+        persistently(lambda: self._jobs.note(self._id, note))
+        return bool(persistently(lambda: self._jobs.state(self._id)) == "running")
+
+
+def _calling(step: Callable[..., None]) -> Callable[..., None]:
+    def workflow(*arguments: Any) -> None:
+        step(*arguments)
+
+    return workflow
+
+
+def _fail(message: str) -> int:
+    print(f"python -m service worker: error: {message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

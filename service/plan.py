@@ -1,0 +1,194 @@
+"""What a job is to do: its input listed, what is done already left out; and where each picture goes."""
+
+import fnmatch
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+import sqlalchemy as sa
+
+from service.database import pictures
+from service.jobs import Jobs, JobSpec, PictureState
+from service.storage import Place, open_place
+
+MANIFEST = "manifest.jsonl"
+FORMATS = {
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".webp": "WEBP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".bmp": "BMP",
+}
+SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp", "TIFF": ".tif"}
+
+
+def named_format(key: str) -> str | None:
+    """The format that a file's name says it has; None where it says none that is known."""
+    return FORMATS.get(PurePosixPath(key).suffix.lower())
+
+
+def output_format(key: str, wanted: str | None) -> str:
+    """The format of a picture's result: the one asked for, else its own where that can be written, else PNG."""
+    named = named_format(key)
+    return wanted or (named if named in SUFFIXES else "PNG")
+
+
+def output_key(key: str, wanted: str | None) -> str:
+    """Where a picture's result goes: its own name, with a suffix added where the format is another.
+
+    Added rather than replaced, so that two pictures never share a result.
+    """
+    format = output_format(key, wanted)
+    return key if named_format(key) == format else key + SUFFIXES[format]
+
+
+def picture_seed(seed: int, key: str) -> int:
+    """A picture's seed, 32 bits, from the job's and the picture's key: whoever does it, and in whatever order."""
+    words = np.frombuffer(hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest(), np.uint32)
+    return int(np.random.SeedSequence([seed, *map(int, words)]).generate_state(1, np.uint32)[0])
+
+
+def chosen(place: Place, spec: JobSpec) -> Iterator[tuple[str, int]]:
+    """The keys and sizes that a job takes: those that match `glob`, or else have a picture's suffix; none hidden."""
+    for key, size in place.list(spec.recursive):
+        path = PurePosixPath(key)
+        if any(part.startswith(".") for part in path.parts):
+            continue
+        if spec.glob is None:
+            fits = path.suffix.lower() in FORMATS
+        else:
+            fits = fnmatch.fnmatchcase(key if "/" in spec.glob else path.name, spec.glob)
+        if fits:
+            yield key, size
+
+
+def manifest_sizes(target: Place) -> dict[str, tuple[int, int]]:
+    """By output key, the bytes of source and result that the manifest there knows of; {} without one."""
+    sizes: dict[str, tuple[int, int]] = {}
+    for line in manifest_lines(target):
+        if line.get("state") in ("done", "kept") and line.get("output_bytes") is not None:
+            sizes[line["output"]] = (line["source_bytes"], line["output_bytes"])
+    return sizes
+
+
+def manifest_lines(target: Place) -> Iterator[dict[str, Any]]:
+    """The manifest's lines, one at a time; a line that is no JSON object is left out."""
+    if target.size(MANIFEST) is None:
+        return
+    rest = b""
+    for part in target.stream(MANIFEST):
+        *whole, rest = (rest + part).split(b"\n")
+        yield from filter(None, map(_parsed, whole))
+    if last := _parsed(rest):
+        yield last
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) and isinstance(value.get("source"), str) else None
+
+
+def plan(jobs: Jobs, id: str) -> None:
+    """List a job's input, write its pictures down and queue what is to be done. May be run again at any time.
+
+    A result that is there is kept, unless `overwrite`: at once where the manifest vouches for its size, else after a
+    look into it. What this job did itself and is still there is not done again.
+    """
+    spec = jobs.spec(id)
+    source, target = open_place(spec.input), open_place(spec.output)
+    there = _there(target)
+    vouched = manifest_sizes(target) if there and not spec.overwrite else {}
+    with jobs.engine.connect() as connection:
+        columns = (pictures.c.key, pictures.c.state, pictures.c.source_bytes, pictures.c.output_bytes)
+        rows = connection.execute(sa.select(*columns).where(pictures.c.job == id))
+        known = {row.key: (row.state, row.source_bytes, row.output_bytes) for row in rows}
+    batch: list[dict[str, Any]] = []
+    for key, size in sorted(chosen(source, spec)):
+        output = output_key(key, spec.options.format)
+        if (reason := _unusable(key)) is not None:
+            batch.append(_refused(id, key, size, output, reason))
+            continue
+        state, verify = PictureState.PENDING, False
+        if key in known:
+            if known[key][0] == PictureState.PENDING or (known[key][1:] == (size, there.get(output))):
+                continue
+        elif not spec.overwrite and output in there:
+            verify = vouched.get(output) != (size, there[output])
+            state = PictureState.PENDING if verify else PictureState.KEPT
+        record = None if state is PictureState.PENDING else json.dumps(kept_record(spec, key, size, there[output]))
+        kept = there[output] if state is PictureState.KEPT else None
+        batch.append(_row(id, key, size, state, verify, kept, record))
+        if len(batch) == 5000:
+            _insert(jobs, batch)
+            batch = []
+    _insert(jobs, batch)
+    jobs.enqueue_chunks(id)
+
+
+def kept_record(spec: JobSpec, key: str, source_bytes: int, output_bytes: int) -> dict[str, Any]:
+    """The manifest's line for a picture whose result was there already."""
+    output = output_key(key, spec.options.format)
+    sizes = {"source_bytes": source_bytes, "output_bytes": output_bytes}
+    return {"source": key, "output": output, "state": "kept", **sizes}
+
+
+def _there(target: Place) -> dict[str, int]:
+    try:
+        return dict(target.list())
+    except FileNotFoundError:
+        return {}
+
+
+def _unusable(key: str) -> str | None:
+    """Why a file of this name cannot be done; None where it can."""
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        return "its name is not UTF-8"
+    return None
+
+
+def _refused(id: str, key: str, size: int, output: str, reason: str) -> dict[str, Any]:
+    key, output = (each.encode("utf-8", "backslashreplace").decode() for each in (key, output))
+    record = {"source": key, "output": output, "state": "failed", "source_bytes": size, "error": reason}
+    return _row(id, key, size, PictureState.FAILED, False, None, json.dumps(record))
+
+
+def _row(
+    id: str, key: str, size: int, state: PictureState, verify: bool, output_bytes: int | None, record: str | None
+) -> dict[str, Any]:
+    values = {"job": id, "key": key, "source_bytes": size, "output_bytes": output_bytes, "state": int(state)}
+    return {**values, "verify": verify, "record": record, "finished": time.time() if record else None}
+
+
+def _insert(jobs: Jobs, batch: list[dict[str, Any]]) -> None:
+    """Write rows down, in place of those of the same keys; all in one parameter, as JSON, whatever their number."""
+    if batch:
+        with jobs.engine.begin() as connection:
+            connection.execute(_INSERT[jobs.engine.dialect.name], {"rows": json.dumps(batch)})
+
+
+_COLUMNS = ("job", "key", "source_bytes", "output_bytes", "state", "verify", "record", "finished")
+_TYPES = ("text", "text", "bigint", "bigint", "smallint", "boolean", "text", "double precision")
+_ROWS = {
+    "sqlite": f"SELECT {', '.join(f'value ->> {name!r}' for name in _COLUMNS)}, 0, 0 FROM json_each(:rows) WHERE true",
+    "postgresql": f"SELECT {', '.join(_COLUMNS)}, 0, 0 FROM json_to_recordset(CAST(:rows AS json)) "
+    f"AS given({', '.join(map(' '.join, zip(_COLUMNS, _TYPES, strict=True)))})",
+}
+_INSERT = {
+    dialect: sa.text(
+        f"INSERT INTO sr3_pictures ({', '.join(_COLUMNS)}, chunk, attempts) {rows} "
+        "ON CONFLICT (job, key) DO UPDATE SET "
+        + ", ".join(f"{name} = excluded.{name}" for name in (*_COLUMNS[2:], "chunk", "attempts"))
+    )
+    for dialect, rows in _ROWS.items()
+}

@@ -1,0 +1,302 @@
+"""The routes of batch jobs: make, watch, cancel, take up again, forget; ZIP archives in and out."""
+
+import asyncio
+import tempfile
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from enum import IntEnum
+from typing import Annotated, Any, Literal, TypeVar
+
+from fastapi import APIRouter, Body, Depends, FastAPI, Path, Query, Request, Response
+from fastapi.responses import StreamingResponse
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy.exc import SQLAlchemyError
+
+from service.archive import BadArchive, packed, unpack
+from service.crew import COMMAND
+from service.desk import Desk
+from service.jobs import ACTIVE, Conflict, JobSpec, JobStatus
+from service.openapi import problem_responses
+from service.problems import Problem, bad_fields, shown
+from service.schemas import FieldError
+from service.settings import Settings
+from service.storage import NotAllowed, StorageError, open_place
+from service.upscale import UpscaleOptions
+
+_EVERY = 0.5
+_T = TypeVar("_T")
+
+
+class Factor(IntEnum):
+    """How many times wider and higher a result is."""
+
+    X4 = 4
+    X16 = 16
+
+
+class JobSettings(BaseModel):
+    """How the pictures of a job are enlarged and chosen; the same as the flags of `python -m service.batch`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    factor: Factor = Field(default=Factor.X4, description="how many times wider and higher", examples=[4])
+    steps: int | None = Field(default=None, ge=0, le=50, description="0: faithful; more add texture", examples=[4])
+    scheduler: Literal["DDIM", "DDPM", "DPMSolver++", "Euler", "LMS", "UniPC"] | None = Field(
+        default=None, description="null: the model's own", examples=["DDIM"]
+    )
+    aug_level: float | None = Field(default=None, ge=0, lt=1, description="noise smoothed away", examples=[0.0])
+    consistency: int | None = Field(
+        default=None, ge=0, le=100, description="how often a result is made to reduce to its picture", examples=[2]
+    )
+    format: Literal["PNG", "JPEG", "WEBP", "TIFF"] | None = Field(
+        default=None, description="null: each picture's own; another adds its suffix to the name", examples=["PNG"]
+    )
+    quality: int = Field(default=95, ge=1, le=100, description="of JPEG and WebP", examples=[95])
+    seed: int = Field(default=0, ge=0, le=2**32 - 1, description="each picture's follows from it", examples=[0])
+    glob: str | None = Field(
+        default=None, max_length=200, description="which files; null: pictures", examples=["*.jpg"]
+    )
+
+
+class JobBody(JobSettings):
+    """The body of `POST /jobs`."""
+
+    input: str = Field(min_length=1, max_length=2000, description="a folder, or s3://, gs://, az://…")
+    output: str = Field(min_length=1, max_length=2000, description="another, not inside the input")
+    recursive: bool = Field(default=False, description="go into folders below the input")
+    overwrite: bool = Field(default=False, description="do again what is there already")
+
+
+class JobView(BaseModel):
+    """A job as it stands."""
+
+    id: str = Field(description="its id")
+    state: Literal["planning", "running", "done", "cancelled", "failed"] = Field(description="where it stands")
+    created: float = Field(description="when it was made, seconds since 1970")
+    finished: float | None = Field(description="when it ended")
+    input: str = Field(description="where the pictures are")
+    output: str = Field(description="where the results go")
+    settings: dict[str, Any] = Field(description="as asked for")
+    total: int = Field(description="pictures in all")
+    done: int = Field(description="pictures enlarged")
+    kept: int = Field(description="pictures whose result was there already")
+    failed: int = Field(description="pictures that could not be done")
+    rate: float | None = Field(description="pictures a second over the last minute")
+    seconds_left: float | None = Field(description="how long the rest may take")
+    note: str | None = Field(description="what it waits for, or why it failed")
+    failures: list[dict[str, Any]] = Field(description="the latest failures, as in the manifest")
+
+
+_ERRORS = {
+    404: "There is no such job.",
+    409: "The job is not in a state for this, or another writes to the same output.",
+    422: "A field is unknown, out of its range, or a place that the settings do not allow.",
+    503: "The database of jobs cannot be used.",
+}
+
+
+def jobs_router(settings: Settings, command: Sequence[str] = COMMAND) -> APIRouter:
+    """The routes below /jobs. Their database is opened when first needed; its lifespan looks after the workers."""
+    desk = Desk(settings, command)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await asyncio.to_thread(_asked, desk.resume, False)
+        yield
+        await asyncio.to_thread(desk.close)
+
+    router = APIRouter(prefix="/jobs", tags=["jobs"], lifespan=lifespan, responses=problem_responses(_ERRORS))
+    _add_making(router, desk)
+    _add_watching(router, desk)
+    _add_steering(router, desk)
+    return router
+
+
+def _add_making(router: APIRouter, desk: Desk) -> None:
+    @router.post("", status_code=201)
+    def make(response: Response, body: Annotated[JobBody, Body()]) -> JobView:
+        """Enlarge every picture of a folder or bucket into another. Workers do it; this answers at once."""
+        spec = _spec(desk.settings, body.input, body.output, body, body.recursive, body.overwrite)
+        try:
+            desk.spec_allowed(spec)
+            open_place(spec.input), open_place(spec.output)
+        except NotAllowed as error:
+            raise _refused(error.field, getattr(body, error.field), str(error)) from error
+        except ValueError as error:
+            raise _refused("input", body.input, str(error)) from error
+        return _made(desk, response, _asked(lambda: desk.jobs.create(spec)))
+
+    @router.post(
+        "/zip",
+        status_code=201,
+        openapi_extra={"requestBody": {"required": True, "content": {"application/zip": {"schema": _BINARY}}}},
+        responses=problem_responses({413: "The archive is too large.", 415: "The body is not a ZIP archive."}),
+    )
+    async def make_of_zip(request: Request, response: Response, query: Annotated[JobSettings, Query()]) -> JobView:
+        """Enlarge every picture of a ZIP archive, which is the body; `result.zip` of the job has the results."""
+        id, limit = uuid.uuid4().hex[:12], desk.settings.max_archive_bytes
+        source, target = desk.upload_place(id, "in"), desk.upload_place(id, "out")
+        desk.data_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=desk.data_dir) as file:
+            size = 0
+            async for part in request.stream():
+                size += len(part)
+                if size > limit:
+                    raise Problem(413, f"the archive is larger than this server's {limit} bytes")
+                await asyncio.to_thread(file.write, part)
+            try:
+                await asyncio.to_thread(unpack, file, source, limit)
+            except BadArchive as error:
+                await asyncio.to_thread(source.clear)
+                raise Problem(415 if "not a ZIP" in str(error) else 413, str(error)) from error
+            except StorageError as error:
+                await asyncio.to_thread(source.clear)
+                raise Problem(503, f"the archive cannot be stored: {error}") from error
+        spec = _spec(desk.settings, source.url, target.url, query, True, False)
+        await asyncio.to_thread(_asked, lambda: desk.jobs.create(spec, True, id))
+        return await asyncio.to_thread(_made, desk, response, id)
+
+
+def _add_watching(router: APIRouter, desk: Desk) -> None:
+    known = _known(desk)
+
+    @router.get("")
+    def all_jobs(limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> list[JobView]:
+        """The latest jobs, the newest first, without their failures."""
+        if not desk.begun():
+            return []
+        return [_view(status) for status in _asked(lambda: desk.jobs.all(limit))]
+
+    @router.get("/{id}")
+    def one_job(id: Annotated[str, Depends(known)]) -> JobView:
+        """A job as it stands."""
+        return _view(_asked(lambda: desk.jobs.status(id)))
+
+    @router.get("/{id}/events", response_class=EventSourceResponse)
+    async def events(id: Annotated[str, Depends(known)]) -> AsyncIterator[ServerSentEvent]:
+        """The job at once and whenever it changed, as server-sent events, until it is over."""
+        last: JobView | None = None
+        while last is None or last.state in ACTIVE:
+            view = _view(await asyncio.to_thread(_asked, lambda: desk.jobs.status(id)))
+            if last is None or view.model_dump(exclude=_DRIFTING) != last.model_dump(exclude=_DRIFTING):
+                yield ServerSentEvent(data=view, event="job")
+                last = view
+            await asyncio.sleep(_EVERY)
+
+    @router.get("/{id}/result.zip", response_class=StreamingResponse, responses={200: {"content": _ZIP}})
+    def result(id: Annotated[str, Depends(known)]) -> StreamingResponse:
+        """What the job has made so far, with its manifest, packed as it is sent."""
+        spec = _asked(lambda: desk.jobs.status(id, 0))
+        if not spec.upload:
+            _asked(lambda: desk.spec_allowed(spec.spec))
+        headers = {"Content-Disposition": f'attachment; filename="{id}.zip"'}
+        return StreamingResponse(packed(desk.results(id)), media_type="application/zip", headers=headers)
+
+
+def _add_steering(router: APIRouter, desk: Desk) -> None:
+    known = _known(desk)
+
+    @router.post("/{id}/cancel")
+    def cancel(id: Annotated[str, Depends(known)]) -> JobView:
+        """Stop the job after the pictures in hand. What is done stays."""
+        _asked(lambda: desk.jobs.cancel(id))
+        return _view(_asked(lambda: desk.jobs.status(id)))
+
+    @router.post("/{id}/retry-failed")
+    def retry_failed(id: Annotated[str, Depends(known)]) -> JobView:
+        """Try again what failed, and what was left when the job was cancelled; new pictures of the input join."""
+        _asked(lambda: desk.jobs.take_up(id))
+        desk.wake()
+        return _view(_asked(lambda: desk.jobs.status(id)))
+
+    @router.delete("/{id}", status_code=204)
+    def delete(id: Annotated[str, Depends(known)]) -> None:
+        """Forget a job that is over. Its pictures stay, but for an uploaded archive's: nobody else knows of those."""
+        status = _asked(lambda: desk.jobs.status(id, 0))
+        _asked(lambda: desk.jobs.delete(id))
+        if status.upload:
+            desk.upload_place(id, "in").clear()
+            desk.upload_place(id, "out").clear()
+
+
+def _known(desk: Desk) -> Callable[[str], str]:
+    """The dependency of a path's id: Problem 404 before anything is answered where there is no such job."""
+
+    def known(id: Annotated[str, Path(max_length=64, description="the job's id")]) -> str:
+        if not desk.begun():
+            raise Problem(404, f"there is no job {id}; GET /jobs lists them")
+        return _asked(lambda: desk.jobs.status(id, 0)).id
+
+    return known
+
+
+_BINARY = {"type": "string", "format": "binary"}
+_ZIP = {"application/zip": {"schema": _BINARY}}
+_DRIFTING = {"rate", "seconds_left"}
+
+
+def _spec(
+    settings: Settings, source: str, target: str, asked: JobSettings, recursive: bool, overwrite: bool
+) -> JobSpec:
+    options = UpscaleOptions(
+        factor=int(asked.factor),
+        steps=settings.sr_steps if asked.steps is None else asked.steps,  # here, so that every worker takes the same
+        scheduler=asked.scheduler,
+        aug_level=asked.aug_level,
+        consistency=asked.consistency,
+        format=asked.format,
+        quality=asked.quality,
+    )
+    return JobSpec(source, target, options, asked.glob, recursive, overwrite, asked.seed)
+
+
+def _made(desk: Desk, response: Response, id: str) -> JobView:
+    desk.wake()
+    response.headers["Location"] = f"/jobs/{id}"
+    return _view(_asked(lambda: desk.jobs.status(id)))
+
+
+def _view(status: JobStatus) -> JobView:
+    spec = status.spec
+    asked = {name: getattr(spec.options, name) for name in UpscaleOptions.__dataclass_fields__}
+    more = {"glob": spec.glob, "recursive": spec.recursive, "overwrite": spec.overwrite, "seed": spec.seed}
+    return JobView(
+        id=status.id,
+        state=status.state,  # type: ignore[arg-type]
+        created=status.created,
+        finished=status.finished,
+        input=spec.input,
+        output=spec.output,
+        settings={**asked, **more},
+        total=status.total,
+        done=status.done,
+        kept=status.kept,
+        failed=status.failed,
+        rate=None if status.rate is None else round(status.rate, 3),
+        seconds_left=None if status.left is None else round(status.left, 1),
+        note=status.note,
+        failures=status.failures,
+    )
+
+
+def _asked(work: Callable[[], _T], loudly: bool = True) -> _T:
+    """`work()`, with its errors as problems; where not `loudly`, a database that is away is no error yet."""
+    try:
+        return work()
+    except KeyError as error:
+        raise Problem(404, f"there is no job {error.args[0]}; GET /jobs lists them") from error
+    except Conflict as error:
+        raise Problem(409, str(error)) from error
+    except NotAllowed as error:
+        raise Problem(409, str(error)) from error
+    except SQLAlchemyError as error:
+        if not loudly:
+            return None  # type: ignore[return-value]
+        detail = "the database of jobs cannot be used; the server's log says why"
+        raise Problem(503, detail, headers={"Retry-After": "5"}) from error
+
+
+def _refused(field: str, got: str, message: str) -> Problem:
+    return bad_fields([FieldError(location="body", field=field, message=message, got=shown(got))])

@@ -1,0 +1,142 @@
+"""`python -m service.batch`: what it prints and returns, interrupted and begun again."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from service.batch import main
+from tests.jobs_fakes import BROKEN, digests, fill, load, picture_bytes
+
+ROOT = Path(__file__).parent.parent
+CODE = """
+import sys
+from service.batch import main
+from tests.jobs_fakes import load
+sys.exit(main(None, [sys.executable, "-m", "tests.jobs_fakes"], load))
+"""
+
+
+def environment(folder: Path, seconds: float = 0.0) -> dict[str, str]:
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    own = {"SERVICE_DATA_DIR": str(folder / "data"), "JOBS_LOG": str(folder / "log"), "JOBS_SECONDS": str(seconds)}
+    return {**os.environ, **own, "PYTHONPATH": paths}
+
+
+def batch(folder: Path, *flags: str, seconds: float = 0.0) -> "subprocess.Popen[str]":
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's "&" has it ignored
+    command = [sys.executable, "-c", heed + CODE, "in", "out", *flags]
+    return subprocess.Popen(command, cwd=folder, env=environment(folder, seconds), stdout=-1, stderr=-1, text=True)
+
+
+def states(folder: Path) -> list[str]:
+    lines = (folder / "out" / "manifest.jsonl").read_text().splitlines()
+    return [json.loads(line)["state"] for line in lines]
+
+
+def enlarged(folder: Path) -> int:
+    return len((folder / "log").read_text().splitlines())
+
+
+def test_failures_are_told_and_the_same_command_again_keeps_what_is_done(tmp_path: Path) -> None:
+    fill(tmp_path / "in", 6)
+    (tmp_path / "in" / "empty.png").write_bytes(b"")
+    (tmp_path / "in" / "broken.png").write_bytes(picture_bytes(1, first=BROKEN))
+    process = batch(tmp_path, "--workers", "2", "--steps", "0")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 1, err
+    assert out.startswith("6 done, 2 failed of 8 in 0:")
+    assert out.count("\n") == 1
+    told = [line for line in err.splitlines() if line.startswith("failed: ")]
+    assert sorted(told) == [
+        "failed: broken.png: RuntimeError: the model failed",
+        "failed: empty.png: the picture is empty (0 bytes)",
+    ]
+    assert states(tmp_path) == ["done"] * 6 + ["failed"] * 2
+    before = enlarged(tmp_path)
+    (tmp_path / "in" / "empty.png").unlink()
+    (tmp_path / "in" / "broken.png").unlink()
+    process = batch(tmp_path, "--steps", "0")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert out.startswith("0 done, 0 failed, 6 there already of 6 in 0:")
+    assert enlarged(tmp_path) == before
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
+def test_interrupted_or_killed_it_goes_on_where_it_stopped(tmp_path: Path, end: signal.Signals) -> None:
+    fill(tmp_path / "in", 24)
+    process = batch(tmp_path, "--steps", "0", seconds=0.2)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "log").exists() or enlarged(tmp_path) < 4:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(end)
+    out, err = process.communicate(timeout=60)
+    if end is signal.SIGINT:
+        assert process.returncode == 130
+        assert "the same command goes on" in err
+        assert " left of 24 in " in out
+        assert len(states(tmp_path)) == enlarged(tmp_path)
+    process = batch(tmp_path, "--steps", "0")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert states(tmp_path).count("done") + states(tmp_path).count("kept") == 24
+    assert len(digests(tmp_path / "out")) == 24
+    assert enlarged(tmp_path) <= 24 + (0 if end is signal.SIGINT else 2)
+    assert not list((tmp_path / "data" / "batch").glob("*/jobs.sqlite*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["none", "out"], "/none: No such file"),
+        (["empty", "out"], "holds no pictures that match; --recursive looks into folders below"),
+        (["in", "in/out"], "must not lie one inside the other"),
+        (["in", "http://host/out"], "neither a folder nor"),
+        (["in", "out", "--steps", "-1"], "--steps is -1; it must be between 0 and 1000"),
+        (["in", "out", "--workers", "0"], "--workers is 0"),
+        (["in", "/proc/out"], "/proc/out"),
+    ],
+)
+def test_bad_start_is_one_line_and_status_2(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    fill(tmp_path / "in", 1)
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SERVICE_DATA_DIR", str(tmp_path / "data"))
+    assert main(arguments, [], load) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert message in err
+
+
+def test_a_dry_run_counts_and_does_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(tmp_path / "in", 4, 200)
+    (tmp_path / "in" / "empty.png").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    assert main(["in", "out", "--dry-run"], [], load) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("5 pictures, 1 of them unreadable; 0.2 megapixels, 2.7 when enlarged; about 0:00:0")
+    assert not (tmp_path / "out").exists()
+
+
+def test_workers_that_cannot_start_end_it_with_status_2(tmp_path: Path) -> None:
+    fill(tmp_path / "in", 1)
+    code = CODE.replace('"-m", "tests.jobs_fakes"', '"-c", "import sys; sys.exit(2)"')
+    command = [sys.executable, "-c", code, "in", "out"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "no worker could start" in done.stderr

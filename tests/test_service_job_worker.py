@@ -1,0 +1,262 @@
+"""Worker processes on real databases: killed, stopped, cut off from their database; nothing lost, nothing twice."""
+
+import json
+import os
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from service.crew import Crew
+from service.database import database_url, open_database, pictures, workers
+from service.job_worker import main
+from service.jobs import ACTIVE, Jobs, JobSpec, JobStatus
+from service.settings import Settings
+from service.upscale import UpscaleOptions
+from tests.jobs_fakes import POISON, digests, fill, picture_bytes
+from tests.jobs_servers import S3, Postgres, failing_proxy
+from tests.service_fakes import wait_until
+
+FAKE = [sys.executable, "-m", "tests.jobs_fakes"]
+ROOT = Path(__file__).parent.parent
+
+
+class Bench:
+    """A database, a folder, and crews of workers with the fake upscaler."""
+
+    def __init__(self, folder: Path, url: str | None = None, roots: Sequence[str] = ()) -> None:
+        self.folder, self.log, self._url = folder, folder / "log", url
+        self.roots = [str(folder), *roots]
+        self.jobs = Jobs(open_database(database_url(folder / "data", url)))
+        self._crews: list[Crew] = []
+        self.log.touch()
+
+    def crew(self, number: int, machine: str = "data", seconds: float = 0.02, **environment: str) -> Crew:
+        """Start workers, as of another machine where `machine` differs."""
+        settings = Settings(
+            data_dir=self.folder / machine,
+            database_url=self._url,
+            storage_roots=self.roots,
+            log_level="error",
+        )
+        paths = {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
+        environment = {"JOBS_LOG": str(self.log), "JOBS_SECONDS": str(seconds), **paths, **environment}
+        crew = Crew(settings, ["cpu"] * number, command=FAKE, environment=environment)
+        self._crews.append(crew)
+        crew.start()
+        return crew
+
+    def run(self, output: str, source: str = "in") -> str:
+        """Queue a job between folders of this bench, or other places."""
+        places = [place if "://" in place else str(self.folder / place) for place in (source, output)]
+        return self.jobs.create(JobSpec(places[0], places[1], UpscaleOptions(steps=0)))
+
+    def wait(self, id: str, seconds: float = 60) -> JobStatus:
+        """The job once it is over."""
+        wait_until(lambda: self.jobs.status(id, 0).state not in ACTIVE, seconds)
+        return self.jobs.status(id)
+
+    def enlarged(self) -> Counter[str]:
+        """How often each picture was enlarged."""
+        return Counter(line.split()[0] for line in self.log.read_text().splitlines())
+
+    def close(self) -> None:
+        """Stop everything."""
+        for crew in self._crews:
+            crew.stop(20)
+        self.jobs.close()
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    bench = Bench(tmp_path)
+    yield bench
+    bench.close()
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[Postgres]:
+    server = Postgres()
+    yield server
+    server.close()
+
+
+def test_three_workers_killed_at_random_lose_and_spoil_nothing(bench: Bench) -> None:
+    fill(bench.folder / "in", 60)
+    crew = bench.crew(3, seconds=0.1)
+    id = bench.run("stormy")
+    for done in (5, 20, 35):
+        wait_until(lambda done=done: bench.jobs.status(id, 0).done >= done and crew.pids(), 60)  # type: ignore[misc]
+        os.kill(crew.pids()[0], signal.SIGKILL)
+    status = bench.wait(id)
+    assert (status.state, status.done, status.failed) == ("done", 60, 0)
+    counts = bench.enlarged()
+    assert len(counts) == 60
+    assert sum(counts.values()) <= 60 + 3 * 2  # a worker holds one picture in the network, one being written
+    calm = bench.run("calm")
+    assert bench.wait(calm).done == 60
+    assert digests(bench.folder / "calm") == digests(bench.folder / "stormy")
+    manifest = [json.loads(line) for line in (bench.folder / "stormy" / "manifest.jsonl").read_text().splitlines()]
+    assert [line["source"] for line in manifest] == [f"{index:05}.png" for index in range(60)]
+
+
+def test_a_picture_that_kills_its_worker_is_given_up_after_three(bench: Bench) -> None:
+    fill(bench.folder / "in", 6)
+    (bench.folder / "in" / "poison.png").write_bytes(picture_bytes(1, first=POISON))
+    bench.crew(1)
+    status = bench.wait(bench.run("out"))
+    assert (status.done, status.failed) == (6, 1)
+    assert status.failures[0]["source"] == "poison.png"
+    assert max(bench.enlarged().values()) == 3
+
+
+def test_a_stop_puts_the_rest_back_at_once_and_another_goes_on(bench: Bench) -> None:
+    fill(bench.folder / "in", 30)
+    crew = bench.crew(1, seconds=0.1)
+    id = bench.run("out")
+    wait_until(lambda: bench.jobs.status(id, 0).done >= 3, 30)
+    crew.stop(20)
+    with bench.jobs.engine.connect() as connection:
+        assert connection.execute(sa.select(workers)).all() == []
+        assert set(connection.execute(sa.select(pictures.c.attempts).where(pictures.c.state == 0)).scalars()) == {0}
+    assert not bench.jobs.client.list_workflows(status="PENDING")
+    bench.crew(1)
+    assert bench.wait(id).done == 30
+    assert set(bench.enlarged().values()) == {1}
+
+
+def test_cancelled_and_taken_up_again(bench: Bench) -> None:
+    fill(bench.folder / "in", 30)
+    bench.crew(1, seconds=0.1)
+    id = bench.run("out")
+    wait_until(lambda: bench.jobs.status(id, 0).done >= 3, 30)
+    bench.jobs.cancel(id)
+    wait_until(lambda: (bench.folder / "out" / "manifest.jsonl").exists(), 30)
+    assert bench.jobs.status(id).done < 30
+    bench.jobs.take_up(id)
+    assert bench.wait(id).done == 30
+    assert set(bench.enlarged().values()) == {1}
+
+
+def test_a_worker_keeps_to_its_own_roots(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> None:
+    elsewhere = tmp_path_factory.mktemp("private")
+    fill(elsewhere, 1)
+    bench.crew(1)
+    id = bench.jobs.create(JobSpec(str(elsewhere), str(bench.folder / "out"), UpscaleOptions()))
+    status = bench.wait(id)
+    assert status.state == "failed"
+    assert "not below" in str(status.note)
+
+
+def test_four_on_postgres_share_and_one_gone_for_good_is_replaced(tmp_path: Path, postgres: Postgres) -> None:
+    bench = Bench(tmp_path, postgres.url)
+    try:
+        fill(tmp_path / "in", 80)
+        doomed = bench.crew(1, "machine 1", seconds=0.15, JOBS_NAME="1")
+        for number in (2, 3, 4):
+            bench.crew(1, f"machine {number}", seconds=0.15)
+        id = bench.run("out")
+        wait_until(lambda: bench.jobs.status(id, 0).done >= 10, 60)
+        with bench.jobs.engine.connect() as connection:
+            owner = sa.select(pictures.c.owner).where(pictures.c.state == 1)
+            wait_until(lambda: len(set(connection.execute(owner).scalars())) == 4, 30)
+        doomed._stopping.set()  # so that it is not replaced
+        os.kill(doomed.pids()[0], signal.SIGKILL)
+        status = bench.wait(id, 60)
+        assert (status.state, status.done) == ("done", 80)
+        counts = bench.enlarged()
+        assert sum(counts.values()) <= 80 + 2
+        one = bench.run("one")
+        assert bench.wait(one).done == 80
+        assert digests(tmp_path / "one") == digests(tmp_path / "out")
+    finally:
+        bench.close()
+
+
+def test_a_database_that_restarts_is_waited_for(tmp_path: Path, postgres: Postgres) -> None:
+    bench = Bench(tmp_path, postgres.url)
+    try:
+        fill(tmp_path / "in", 40)
+        bench.crew(2, seconds=0.1)
+        id = bench.run("out")
+        wait_until(lambda: bench.jobs.status(id, 0).done >= 5, 60)
+        postgres.stop()
+        time.sleep(2)
+        postgres.start()
+        bench.jobs.engine.dispose()
+        status = bench.wait(id, 90)
+        assert (status.state, status.done, status.failed) == ("done", 40, 0)
+        assert sum(bench.enlarged().values()) <= 40 + 4
+    finally:
+        bench.close()
+
+
+def test_a_locked_database_is_waited_for(bench: Bench) -> None:
+    fill(bench.folder / "in", 20)
+    bench.crew(1, seconds=0.05)
+    id = bench.run("out")
+    wait_until(lambda: bench.jobs.status(id, 0).done >= 2, 30)
+    with bench.jobs.engine.begin() as connection:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        time.sleep(3)
+    assert bench.wait(id).done == 20
+    assert set(bench.enlarged().values()) == {1}
+
+
+def test_a_bucket_that_fails_one_request_in_ten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    s3 = S3()
+    s3.make_bucket("library")
+    fill(tmp_path / "in", 12)
+    with failing_proxy(s3.url, 10) as url:
+        for name, value in s3.environment(url).items():
+            monkeypatch.setenv(name, value)
+        bench = Bench(tmp_path, roots=["s3://library/data"])
+        try:
+            bench.crew(2)
+            up = bench.wait(bench.run("s3://library/data/large"))
+            assert (up.done, up.failed) == (12, 0)
+            down = bench.wait(bench.run("down", "s3://library/data/large"))
+            assert (down.done, down.failed) == (12, 0)
+            assert len(digests(tmp_path / "down")) == 12
+        finally:
+            bench.close()
+            s3.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--database-url", "mysql://x"], "a postgresql:// address is needed"),
+        (["--database-url", "postgresql://127.0.0.1:9/none"], "the database cannot be opened"),
+        (["--data-dir", "/proc/none"], "the database cannot be opened"),
+    ],
+)
+def test_bad_start_is_one_line_and_status_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def never(settings: Settings) -> Any:
+        raise AssertionError
+
+    assert main(arguments, never) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert message in err
+
+
+def test_a_model_that_does_not_load_is_one_line_and_status_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(settings: Settings) -> Any:
+        raise OSError("weights are missing")
+
+    assert main(["--data-dir", str(tmp_path)], broken) == 2
+    assert (
+        capsys.readouterr().err
+        == "python -m service worker: error: cannot load the model: OSError: weights are missing\n"
+    )

@@ -1,0 +1,230 @@
+"""Jobs in a real SQLite database: what is planned, kept, taken up again, written into the manifest."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from service.database import database_url, open_database, workers
+from service.jobs import Conflict, Jobs, JobSpec, PictureState
+from service.manifest import write_manifest
+from service.plan import output_key, picture_seed, plan
+from service.storage import Folder
+from service.upscale import UpscaleOptions
+from tests.jobs_fakes import fill, picture_bytes
+
+ME = "worker"
+
+
+@pytest.fixture
+def jobs(tmp_path: Path) -> Iterator[Jobs]:
+    jobs = Jobs(open_database(database_url(tmp_path / "data", None)))
+    with jobs.engine.begin() as connection:
+        connection.execute(sa.insert(workers), [{"id": ME, "beat": 0}])
+    yield jobs
+    jobs.close()
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> JobSpec:
+    fill(tmp_path / "in", 3)
+    return JobSpec(str(tmp_path / "in"), str(tmp_path / "out"), UpscaleOptions(steps=0))
+
+
+def planned(jobs: Jobs, spec: JobSpec) -> str:
+    id = jobs.create(spec)
+    plan(jobs, id)
+    return id
+
+
+def chunks(jobs: Jobs, id: str) -> dict[str, tuple[int, bool]]:
+    """The chunk of each pending picture, and whether its result is to be looked into."""
+    found = {}
+    for number in range(1, 100):
+        for row in jobs.chunk(id, number):
+            found[row["key"]] = (number, bool(row["verify"]))
+    return found
+
+
+def do(jobs: Jobs, id: str, state: PictureState = PictureState.DONE) -> None:
+    """Record every pending picture as done, with a result of its name's length in bytes."""
+    spec = jobs.spec(id)
+    for key, (number, _) in chunks(jobs, id).items():
+        assert jobs.begin(id, number, key, ME)
+        record: dict[str, Any] = {"source": key, "output": key, "state": state.name.lower(), "seconds": 1.0}
+        if state is PictureState.DONE:
+            size = Folder(Path(spec.output)).write(key, key.encode())
+            record |= {"output_bytes": size, "source_bytes": (Path(spec.input) / key).stat().st_size}
+        assert jobs.record(id, key, ME, state, record)
+
+
+def lines(folder: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (Path(folder) / "manifest.jsonl").read_text().splitlines()]
+
+
+def test_pictures_are_chosen_by_suffix_or_glob_and_hidden_ones_never(jobs: Jobs, spec: JobSpec) -> None:
+    root = Path(spec.input)
+    for name in ("b.JPG", "notes.txt", ".hidden.png", "deep/c.tiff", "deep/.x/d.png", "manifest.jsonl"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"x")
+    flat = planned(jobs, spec)
+    assert sorted(chunks(jobs, flat)) == ["00000.png", "00001.png", "00002.png", "b.JPG"]
+    other = replace(spec, output=spec.output + "2", recursive=True)
+    assert sorted(chunks(jobs, planned(jobs, other)))[-2:] == ["b.JPG", "deep/c.tiff"]
+    named = replace(spec, output=spec.output + "3", recursive=True, glob="*.txt")
+    assert list(chunks(jobs, planned(jobs, named))) == ["notes.txt"]
+    path = replace(spec, output=spec.output + "4", recursive=True, glob="deep/*")
+    assert list(chunks(jobs, planned(jobs, path))) == ["deep/c.tiff"]
+
+
+def test_results_never_share_a_name() -> None:
+    assert output_key("a/b.jpg", None) == "a/b.jpg"
+    assert output_key("a/b.JPEG", "JPEG") == "a/b.JPEG"
+    assert output_key("b.bmp", None) == "b.bmp.png"
+    keys = [output_key(key, "PNG") for key in ("b.jpg", "b.png", "b.tif", "c")]
+    assert keys == ["b.jpg.png", "b.png", "b.tif.png", "c.png"]
+
+
+def test_seeds_follow_from_job_and_key_alone() -> None:
+    seeds = [picture_seed(0, "a.png"), picture_seed(0, "b.png"), picture_seed(1, "a.png")]
+    assert len(set(seeds)) == 3
+    assert seeds[0] == picture_seed(0, "a.png") == 4213375475
+
+
+def test_a_result_that_the_manifest_vouches_for_is_kept_and_another_looked_into(jobs: Jobs, spec: JobSpec) -> None:
+    first = planned(jobs, spec)
+    do(jobs, first)
+    write_manifest(jobs, first)
+    assert jobs.status(first).state == "done"
+    out = Path(spec.output)
+    (out / "00001.png").write_bytes(b"cut")
+    (out / "00003.png").write_bytes(b"somebody else's")
+    fill(Path(spec.input), 5)
+    second = planned(jobs, spec)
+    assert {key: verify for key, (_, verify) in chunks(jobs, second).items()} == {
+        "00001.png": True,
+        "00003.png": True,
+        "00004.png": False,
+    }
+    assert jobs.status(second).kept == 2
+    do(jobs, second)
+    write_manifest(jobs, second)
+    third = planned(jobs, replace(spec, overwrite=True))
+    assert {verify for _, verify in chunks(jobs, third).values()} == {False}
+    assert len(chunks(jobs, third)) == 5
+
+
+def test_a_changed_source_is_done_again(jobs: Jobs, spec: JobSpec) -> None:
+    first = planned(jobs, spec)
+    do(jobs, first)
+    write_manifest(jobs, first)
+    (Path(spec.input) / "00000.png").write_bytes(picture_bytes(9, 40))
+    assert list(chunks(jobs, planned(jobs, spec))) == ["00000.png"]
+
+
+def test_planning_again_changes_nothing(jobs: Jobs, spec: JobSpec) -> None:
+    id = planned(jobs, spec)
+    before = chunks(jobs, id)
+    do(jobs, id)
+    plan(jobs, id)
+    assert len(before) == 3
+    assert chunks(jobs, id) == {}
+    assert jobs.status(id).done == 3
+
+
+def test_a_claim_needs_the_chunk_the_running_job_and_a_living_worker(jobs: Jobs, spec: JobSpec) -> None:
+    id = planned(jobs, spec)
+    key, (number, _) = next(iter(chunks(jobs, id).items()))
+    assert not jobs.begin(id, number + 1, key, ME)
+    assert not jobs.begin(id, number, key, "struck off")
+    assert jobs.begin(id, number, key, ME)
+    assert not jobs.record(id, key, "another", PictureState.DONE, {})
+    jobs.cancel(id)
+    assert not jobs.begin(id, number, key, ME)
+    assert jobs.record(id, key, ME, PictureState.DONE, {"source": key, "state": "done"})
+    assert not jobs.record(id, key, ME, PictureState.FAILED, {})
+
+
+def test_what_failed_or_was_left_is_taken_up(jobs: Jobs, spec: JobSpec) -> None:
+    id = planned(jobs, spec)
+    key, (number, _) = next(iter(chunks(jobs, id).items()))
+    assert jobs.begin(id, number, key, ME)
+    jobs.record(id, key, ME, PictureState.FAILED, {"source": key, "output": key, "state": "failed", "error": "x"})
+    assert jobs.status(id).failures[0]["error"] == "x"
+    with pytest.raises(Conflict, match="running"):
+        jobs.take_up(id)
+    jobs.cancel(id)
+    with pytest.raises(Conflict, match="cancelled"):
+        jobs.cancel(id)
+    fill(Path(spec.input), 4)
+    jobs.take_up(id)
+    plan(jobs, id)
+    after = chunks(jobs, id)
+    assert len(after) == 4
+    assert number not in {chunk for chunk, _ in after.values()}
+    assert not jobs.begin(id, number, key, ME)
+
+
+def test_two_jobs_do_not_write_to_one_place(jobs: Jobs, spec: JobSpec) -> None:
+    id = jobs.create(spec)
+    for output in (spec.output, spec.output + "/deeper", str(Path(spec.output).parent)):
+        with pytest.raises(Conflict, match=id):
+            jobs.create(replace(spec, output=output))
+    jobs.cancel(id)
+    jobs.create(spec)
+
+
+def test_a_forgotten_job_leaves_its_pictures(jobs: Jobs, spec: JobSpec) -> None:
+    id = planned(jobs, spec)
+    with pytest.raises(Conflict):
+        jobs.delete(id)
+    do(jobs, id)
+    write_manifest(jobs, id)
+    jobs.delete(id)
+    with pytest.raises(KeyError):
+        jobs.status(id)
+    assert len(list(Path(spec.output).iterdir())) == 4
+
+
+def test_the_manifest_is_sorted_and_keeps_the_lines_of_earlier_jobs(jobs: Jobs, spec: JobSpec) -> None:
+    first = planned(jobs, spec)
+    do(jobs, first)
+    write_manifest(jobs, first)
+    made = lines(spec.output)
+    (Path(spec.input) / "00002.png").unlink()
+    fill(Path(spec.input) / "é", 2)
+    second = planned(jobs, replace(spec, recursive=True))
+    do(jobs, second, PictureState.FAILED)
+    write_manifest(jobs, second)
+    after = lines(spec.output)
+    assert [line["source"] for line in after] == [
+        "00000.png",
+        "00001.png",
+        "00002.png",
+        "é/00000.png",
+        "é/00001.png",
+    ]
+    assert after[:3] == made  # not replaced by lines that only say "kept"
+    assert {line["state"] for line in after[3:]} == {"failed"}
+
+
+def test_a_manifest_out_of_order_or_damaged_is_put_right(jobs: Jobs, spec: JobSpec) -> None:
+    foreign = [{"source": "z", "output": "z", "state": "done"}, {"source": "a", "output": "a", "state": "done"}]
+    text = "\n".join(map(json.dumps, foreign)) + '\n{"source": "cut off'
+    Folder(Path(spec.output)).write("manifest.jsonl", text.encode())
+    id = planned(jobs, spec)
+    do(jobs, id)
+    write_manifest(jobs, id)
+    assert [line["source"] for line in lines(spec.output)] == ["00000.png", "00001.png", "00002.png", "a", "z"]
+
+
+def test_a_name_that_is_not_text_is_a_failure_by_name(jobs: Jobs, spec: JobSpec) -> None:
+    (Path(spec.input) / "bad\udcff.png").write_bytes(b"x")
+    id = planned(jobs, spec)
+    (failure,) = jobs.status(id).failures
+    assert failure["source"] == "bad\\udcff.png"
+    assert "UTF-8" in failure["error"]

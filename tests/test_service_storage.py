@@ -1,0 +1,147 @@
+"""Folders and a real S3 server under one interface; what leads out of a root is refused."""
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from service.storage import (
+    Folder,
+    Missing,
+    NotAllowed,
+    Place,
+    StorageError,
+    StorageTrouble,
+    _of_os,
+    check_places,
+    open_place,
+)
+from tests.jobs_servers import S3
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[S3]:
+    server = S3()
+    server.make_bucket("pictures")
+    yield server
+    server.close()
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    if request.param == "folder":
+        return open_place(str(tmp_path / "place"))
+    s3: S3 = request.getfixturevalue("s3")
+    for name, value in s3.environment().items():
+        monkeypatch.setenv(name, value)
+    place = open_place("s3://pictures/some/prefix")
+    place.clear()
+    return place
+
+
+def test_what_is_written_is_listed_and_read(place: Place) -> None:
+    large = os.urandom(12 << 20)
+    assert place.write("a.png", b"one") == 3
+    assert place.write("deep/er/b c.png", iter([large[:5], large[5:]])) == len(large)
+    assert place.write("a.png", b"other") == 5
+    assert sorted(place.list()) == [("a.png", 5), ("deep/er/b c.png", len(large))]
+    assert [key for key, _ in place.list(recursive=False)] == ["a.png"]
+    assert place.read("a.png") == b"other"
+    assert b"".join(place.stream("deep/er/b c.png")) == large
+    assert (place.size("a.png"), place.size("none.png")) == (5, None)
+    with pytest.raises(Missing, match=r"none\.png"):
+        place.read("none.png")
+    place.clear()
+
+
+def test_a_bucket_that_is_not_there_is_an_error(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in s3.environment().items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(StorageError):
+        open_place("s3://no-such-bucket/x").write("a.png", b"one")
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    folder.write("a.png", b"whole")
+
+    def broken() -> Iterator[bytes]:
+        yield b"half"
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(StorageTrouble, match=r"a\.png: No space left"):
+        folder.write("a.png", broken())
+    assert (tmp_path / "a.png").read_bytes() == b"whole"
+    assert os.listdir(tmp_path) == ["a.png"]
+
+
+def test_what_a_killed_writer_left_is_not_listed_and_tidied_away(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    for name in (".a.png.part-12-3", "deep/.b.png.part-1-0", "a.part-1-2", ".hidden.part-x"):
+        (tmp_path / name).write_bytes(b"x")
+    folder = Folder(tmp_path)
+    assert sorted(key for key, _ in folder.list()) == [".hidden.part-x", "a.part-1-2"]
+    folder.tidy()
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [".hidden.part-x", "a.part-1-2"]
+
+
+def test_only_what_passes_is_trouble() -> None:
+    assert isinstance(_of_os(OSError(errno.EDQUOT, "Quota"), "a"), StorageTrouble)
+    assert not isinstance(_of_os(PermissionError(errno.EACCES, "Denied"), "a"), StorageTrouble)
+
+
+def test_links_are_neither_listed_nor_followed_out(tmp_path: Path) -> None:
+    inside, outside = tmp_path / "in", tmp_path / "out"
+    inside.mkdir()
+    outside.mkdir()
+    (outside / "secret").write_bytes(b"secret")
+    (inside / "link").symlink_to(outside / "secret")
+    (inside / "folder").symlink_to(outside)
+    folder = Folder(inside)
+    assert list(folder.list()) == []
+    for key in ("link", "folder/secret", "../out/secret", "folder/new"):
+        with pytest.raises(StorageError, match="leads out"):
+            folder.read(key)
+        with pytest.raises(StorageError, match="leads out"):
+            folder.write(key, b"x")
+    assert os.listdir(outside) == ["secret"]
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "message"),
+    [
+        ("{root}/in", "{root}/out", None),
+        ("s3://bucket/data/in", "{root}/out", None),
+        ("{root}/in", "/etc", "output /etc is not below"),
+        ("{root}/../x", "{root}/out", "input .* is not below"),
+        ("{root}/escape/x", "{root}/out", "input .* is not below"),
+        ("{root}-sibling", "{root}/out", "input .* is not below"),
+        ("s3://bucket/other", "{root}/out", "input .* is not below"),
+        ("s3://bucket/data/../other", "{root}/out", "must not contain"),
+        ("{root}/in", "{root}/in/out", "one inside the other"),
+        ("{root}/in/deep", "{root}/in", "one inside the other"),
+        ("{root}/in", "{root}/same/../in", "one inside the other"),
+        ("{root}/in", "{root}/alias/out", "one inside the other"),
+    ],
+)
+def test_places_stay_below_the_roots_and_apart(tmp_path: Path, source: str, target: str, message: str | None) -> None:
+    root = tmp_path / "root"
+    (root / "in").mkdir(parents=True)
+    (root / "escape").symlink_to("/")
+    (root / "alias").symlink_to(root / "in")
+    places = source.format(root=root), target.format(root=root)
+    if message is None:
+        check_places(*places, [str(root), "s3://bucket/data"])
+        return
+    with pytest.raises(NotAllowed, match=message):
+        check_places(*places, [str(root), "s3://bucket/data"])
+
+
+def test_no_roots_allow_nothing_and_other_schemes_are_unknown() -> None:
+    with pytest.raises(NotAllowed, match="SERVICE_STORAGE_ROOTS"):
+        check_places("/tmp/a", "/tmp/b", [])
+    for url in ("http://host/x", "file:///etc", "s3:///x"):
+        with pytest.raises(ValueError, match="neither a folder nor"):
+            open_place(url)

@@ -1,0 +1,276 @@
+"""The pictures of a chunk: batches, memory, failures by name, waiting for the storage, stopping; with a fake ledger."""
+
+import io
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from service.jobs import JobSpec, PictureState
+from service.pictures import Picture
+from service.storage import StorageTrouble
+from service.upscale import UpscaleOptions
+from service.work import Limits, Studio, Task
+from tests.jobs_fakes import BROKEN, FakeUpscaler, picture_bytes
+
+SPEC = JobSpec("in", "out", UpscaleOptions(steps=0))
+
+
+class Memory:
+    """A place in memory that fails its first `trouble` writes."""
+
+    url = "memory"
+
+    def __init__(self, files: dict[str, bytes] | None = None, trouble: int = 0) -> None:
+        self.files = files or {}
+        self.trouble = trouble
+
+    def list(self, recursive: bool = True) -> Iterator[tuple[str, int]]:
+        return iter([(key, len(data)) for key, data in self.files.items()])
+
+    def read(self, key: str) -> bytes:
+        return self.files[key]
+
+    def size(self, key: str) -> int | None:
+        return len(self.files[key]) if key in self.files else None
+
+    def write(self, key: str, parts: bytes | Iterable[bytes]) -> int:
+        if self.trouble > 0:
+            self.trouble -= 1
+            raise StorageTrouble(f"{key}: No space left on device")
+        self.files[key] = parts if isinstance(parts, bytes) else b"".join(parts)
+        return len(self.files[key])
+
+    def stream(self, key: str) -> Iterator[bytes]:
+        return iter([self.files[key]])
+
+    def clear(self) -> None:
+        self.files.clear()
+
+
+class Ledger:
+    """Keeps what it is told; `take` is asked whether a picture may be begun."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.returned: list[str] = []
+        self.records: dict[str, tuple[PictureState, dict[str, Any]]] = {}
+        self.notes: list[str | None] = []
+        self.wanted = True
+
+    def begin(self, key: str) -> bool:
+        if self.wanted:
+            self.begun.append(key)
+        return self.wanted
+
+    def give_back(self, key: str) -> None:
+        self.returned.append(key)
+
+    def record(self, key: str, state: PictureState, record: dict[str, Any]) -> None:
+        assert key not in self.records
+        self.records[key] = state, record
+
+    def waiting(self, reason: str | None) -> bool:
+        self.notes.append(reason)
+        return self.wanted
+
+
+class Watched(FakeUpscaler):
+    """Counts the batches, and the most pictures between being decoded and done."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+        self.before = threading.Event()
+        self.before.set()
+
+    def upscale(self, pictures: Sequence[Picture], seeds: Sequence[int], options: UpscaleOptions) -> list[Picture]:
+        assert self.before.wait(20)
+        self.batches.append(len(pictures))
+        assert len({picture.pixels.shape for picture in pictures}) == 1
+        return super().upscale(pictures, seeds, options)
+
+
+def run(
+    source: Memory,
+    spec: JobSpec = SPEC,
+    target: Memory | None = None,
+    tasks: Sequence[Task] | None = None,
+    **more: Any,
+) -> tuple[Ledger, Memory, bool]:
+    limits = more.pop("limits", Limits(max_pixels=2**24))
+    studio = Studio(more.pop("upscaler", None) or FakeUpscaler(), limits, threading.Event())
+    ledger, target = Ledger(), target or Memory()
+    tasks = [Task(key, len(data)) for key, data in source.files.items()] if tasks is None else tasks
+    return ledger, target, studio.run(spec, source, target, tasks, ledger)
+
+
+def encoded(pixels: np.ndarray, format: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def test_each_picture_is_enlarged_and_written_down() -> None:
+    source = Memory({f"{index}.png": picture_bytes(index) for index in range(5)})
+    ledger, target, whole = run(source)
+    assert whole
+    assert sorted(target.files) == sorted(source.files)
+    state, record = ledger.records["3.png"]
+    assert state is PictureState.DONE
+    assert (record["size"], record["output_size"]) == ([16, 16], [64, 64])
+    assert record["output_bytes"] == len(target.files["3.png"])
+    assert record["settings"]["factor"] == 4
+    assert {"sha256", "seed", "seconds", "attempts"} <= set(record)
+
+
+def test_a_picture_is_the_same_alone_and_in_a_batch() -> None:
+    source = Memory({f"{index}.png": picture_bytes(index, 16 + 8 * (index % 2)) for index in range(9)})
+    upscaler = Watched()
+    upscaler.before.clear()
+    threading.Timer(0.3, upscaler.before.set).start()  # the others are read meanwhile
+    _, together, _ = run(source, limits=Limits(2**24, batch=4), upscaler=upscaler)
+    assert max(upscaler.batches) > 1
+    _, alone, _ = run(source)
+    assert together.files == alone.files
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("empty.png", b"", "empty"),
+        ("text.png", b"not a picture at all", "not a picture"),
+        ("cut.png", picture_bytes(1)[:-200], "damaged"),
+        ("tiny.png", picture_bytes(1, 4), "at least"),
+        ("suffix.jpg", picture_bytes(1), "wrong suffix: the file is PNG, its name says JPEG"),
+        ("huge.png", encoded(np.zeros((1100, 1000), np.uint8), "PNG"), "at most"),
+        ("broken.png", picture_bytes(1, first=BROKEN), "RuntimeError: the model failed"),
+    ],
+)
+def test_a_bad_picture_is_named_and_the_rest_goes_on(name: str, data: bytes, message: str) -> None:
+    source = Memory({"a.png": picture_bytes(1), name: data, "z.png": picture_bytes(2)})
+    ledger, target, whole = run(source, limits=Limits(2**24))
+    assert whole
+    assert sorted(target.files) == ["a.png", "z.png"]
+    state, record = ledger.records[name]
+    assert state is PictureState.FAILED
+    assert message in record["error"]
+
+
+def test_an_animation_is_refused_and_another_format_asked_for_is_written() -> None:
+    frames = [Image.fromarray(np.full((16, 16, 3), value, np.uint8)) for value in (0, 200)]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "WEBP", save_all=True, append_images=frames[1:])
+    source = Memory({"moves.webp": buffer.getvalue(), "wrong.jpg": picture_bytes(1)})
+    spec = replace(SPEC, options=replace(SPEC.options, format="WEBP"))
+    ledger, target, _ = run(source, spec)
+    assert "animated" in ledger.records["moves.webp"][1]["error"]
+    assert list(target.files) == ["wrong.jpg.webp"]
+    with Image.open(io.BytesIO(target.files["wrong.jpg.webp"])) as image:
+        assert (image.format, image.size) == ("WEBP", (64, 64))
+
+
+def test_one_failure_does_not_spoil_its_batch() -> None:
+    source = Memory({f"{index}.png": picture_bytes(index) for index in range(3)})
+    source.files["1.png"] = picture_bytes(1, first=BROKEN)
+    upscaler = Watched()
+    upscaler.before.clear()
+    threading.Timer(0.3, upscaler.before.set).start()
+    ledger, _, _ = run(source, limits=Limits(2**24, batch=3), upscaler=upscaler)
+    states = {key: state for key, (state, _) in ledger.records.items()}
+    done, failed = PictureState.DONE, PictureState.FAILED
+    assert states == {"0.png": done, "1.png": failed, "2.png": done}
+    assert ledger.begun.count("1.png") - ledger.returned.count("1.png") == 3
+
+
+def test_a_picture_that_ended_its_worker_three_times_is_given_up_and_suspects_go_first_and_alone() -> None:
+    source = Memory({f"{index}.png": picture_bytes(index) for index in range(4)})
+    tasks = [Task("0.png", 1), Task("1.png", 1, attempts=1), Task("2.png", 1, attempts=3), Task("3.png", 1)]
+    ledger, _, _ = run(source, tasks=tasks, limits=Limits(2**24, batch=4))
+    assert list(dict.fromkeys(ledger.begun)) == ["1.png", "2.png", "0.png", "3.png"]
+    assert "3 attempts ended the worker" in ledger.records["2.png"][1]["error"]
+    assert ledger.records["1.png"][0] is PictureState.DONE
+
+
+def test_a_full_disk_is_waited_for() -> None:
+    source = Memory({"a.png": picture_bytes(1)})
+    ledger, target, _ = run(source, target=Memory(trouble=2))
+    assert ledger.records["a.png"][0] is PictureState.DONE
+    assert "No space left" in str(ledger.notes[0])
+    assert ledger.notes[-1] is None
+    assert list(target.files) == ["a.png"]
+
+
+def test_patience_ends() -> None:
+    ledger, _, whole = run(
+        Memory({"a.png": picture_bytes(1)}), target=Memory(trouble=10**6), limits=Limits(2**24, patience=0)
+    )
+    assert whole
+    assert "No space left" in ledger.records["a.png"][1]["error"]
+
+
+def test_a_whole_result_is_kept_and_a_cut_one_done_again() -> None:
+    source = Memory({key: picture_bytes(index) for index, key in enumerate(("a.png", "b.png", "c.png"))})
+    _, made, _ = run(source)
+    there = Memory({"a.png": made.files["a.png"], "b.png": made.files["b.png"][:-100], "c.png": source.files["c.png"]})
+    tasks = [Task(key, len(data), verify=True) for key, data in source.files.items()]
+    ledger, target, _ = run(source, target=there, tasks=tasks)
+    kept, done = PictureState.KEPT, PictureState.DONE
+    assert {key: state for key, (state, _) in ledger.records.items()} == {"a.png": kept, "b.png": done, "c.png": done}
+    assert target.files == made.files
+
+
+def test_a_stop_finishes_the_picture_in_hand_and_gives_the_others_back() -> None:
+    source = Memory({f"{index}.png": picture_bytes(index) for index in range(20)})
+    stop, ledger, target = threading.Event(), Ledger(), Memory()
+
+    class Stopping(FakeUpscaler):
+        def upscale(self, pictures: Sequence[Picture], seeds: Sequence[int], options: UpscaleOptions) -> list[Picture]:
+            stop.set()
+            return super().upscale(pictures, seeds, options)
+
+    studio = Studio(Stopping(), Limits(2**24), stop)
+    tasks = [Task(key, len(data)) for key, data in source.files.items()]
+    assert not studio.run(SPEC, source, target, tasks, ledger)
+    assert list(ledger.records) == ["0.png"] == list(target.files)
+    assert sorted(ledger.begun) == sorted([*ledger.records, *ledger.returned])
+    assert studio.budget._used == 0
+
+
+def test_a_cancelled_job_is_left() -> None:
+    source = Memory({f"{index}.png": picture_bytes(index) for index in range(20)})
+    ledger = Ledger()
+
+    class Cancelling(FakeUpscaler):
+        def upscale(self, pictures: Sequence[Picture], seeds: Sequence[int], options: UpscaleOptions) -> list[Picture]:
+            ledger.wanted = False
+            return super().upscale(pictures, seeds, options)
+
+    studio = Studio(Cancelling(), Limits(2**24), threading.Event())
+    tasks = [Task(key, len(data)) for key, data in source.files.items()]
+    assert not studio.run(SPEC, source, Memory(), tasks, ledger)
+    assert 1 <= len(ledger.records) < 5
+    assert sorted(ledger.begun) == sorted([*ledger.records, *ledger.returned])
+
+
+def test_what_is_in_memory_stays_under_the_budget() -> None:
+    source = Memory({f"{index:02}.png": picture_bytes(index, 64) for index in range(12)})
+    cost = 64 * 64 * 3 * 17
+    held: list[int] = []
+
+    class Weighed(FakeUpscaler):
+        def upscale(self, pictures: Sequence[Picture], seeds: Sequence[int], options: UpscaleOptions) -> list[Picture]:
+            held.append(studio.budget._used)
+            return super().upscale(pictures, seeds, options)
+
+    studio = Studio(Weighed(), Limits(2**24, batch=4, bytes_in_hand=3 * cost), threading.Event())
+    tasks = [Task(key, len(data)) for key, data in source.files.items()]
+    ledger = Ledger()
+    assert studio.run(SPEC, source, Memory(), tasks, ledger)
+    assert len(ledger.records) == 12
+    assert max(held) <= 3 * cost
+    tight = Studio(FakeUpscaler(), Limits(2**24, bytes_in_hand=1), threading.Event())
+    assert tight.run(SPEC, source, Memory(), tasks, Ledger())  # one may always be in hand, however large
