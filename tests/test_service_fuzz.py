@@ -140,6 +140,7 @@ def test_bad_pictures_are_answered(server: Running, path: str, every: int) -> No
     assert server.client.get("/readyz").status_code == 200
 
 
+@pytest.mark.filterwarnings("ignore")  # Starlette leaves the file of a form that ends too soon to the collector
 def test_bad_bodies_and_headers_are_answered(server: Running) -> None:
     whole = encode_picture(Picture(np.zeros((9, 9, 3), np.uint8)))
     form = "multipart/form-data; boundary=x"

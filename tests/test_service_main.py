@@ -109,7 +109,7 @@ def test_first_signal_refuses_what_waits_and_finishes_what_runs(tmp_path: Path) 
     with subprocess.Popen(command, env=environ, stdout=-1, text=True) as process, ThreadPoolExecutor(2) as pool:
         assert process.stdout is not None
         lines = [process.stdout.readline() for _ in range(4)]
-        url = lines[0].split()[0] + "/generate"
+        url = lines[0].split()[0]
         (tmp_path / "hold").touch()
         ask = [
             pool.submit(httpx.post, url + "/generate", json={"prompt": name}, timeout=30) for name in ("runs", "waits")
