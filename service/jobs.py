@@ -19,7 +19,7 @@ from service.upscale import UpscaleOptions
 
 VERSION = "sr3-jobs-1"  # of the workflows' arguments; DBOS would hash their source, and an edit strand what is queued
 PLANS, CHUNKS, MANIFESTS = "sr3-plans", "sr3-chunks", "sr3-manifests"
-MAX_CHUNK, MAX_ATTEMPTS = 100, 3
+MIN_CHUNK, MAX_CHUNK, MAX_ATTEMPTS = 4, 100, 3
 ACTIVE, OVER = ("planning", "running"), ("done", "failed", "cancelled")
 _RATE_SECONDS = 60.0
 
@@ -216,7 +216,7 @@ class Jobs:
         with self.engine.begin() as connection:
             row = self._lock(connection, id, ACTIVE)
             waiting = connection.execute(_WAITING, {"job": id}).scalar_one()
-            size = max(1, min(MAX_CHUNK, math.ceil(waiting / 64)))
+            size = max(MIN_CHUNK, min(MAX_CHUNK, math.ceil(waiting / 64)))
             first, number = row["next_chunk"], math.ceil(waiting / size)
             connection.execute(_ASSIGN, {"job": id, "first": first, "size": size})
             for chunk in range(first, first + number):

@@ -97,8 +97,11 @@ class Upscaler:
 
 def load_upscaler(settings: Settings) -> Upscaler:
     """Load the SR3 model alone onto its device. Raises what `sr3.load` raises."""
+    from diffusers.utils.logging import disable_progress_bar
+
     import sr3
 
+    disable_progress_bar()  # one for each part of the model says nothing in a log
     return Upscaler(sr3.load(settings.sr_model, device=settings.device, dtype=settings.dtype), settings)
 
 
