@@ -39,6 +39,7 @@ weights-ldm: .venv/test
 	$(BIN)/python -m ldm.train autoencoder --pack $(RUN)/drawings.safetensors --out $(RUN)/autoencoder
 	$(BIN)/python -m ldm.train diffusion --pack $(RUN)/drawings.safetensors \
 		--autoencoder $(RUN)/autoencoder/vae --out $(RUN)/diffusion
+	$(BIN)/python -m ldm.preview --pack $(RUN)/drawings.safetensors --model $(RUN)/diffusion/pipeline
 	@echo "Made $(RUN)/diffusion/pipeline"
 
 weights-sr3: .venv/test
