@@ -210,6 +210,11 @@ def test_any_options_are_answered(server: Running, path: str, body: dict[str, ob
     check(server.client.post(path, content=json.dumps(body), headers=JSON))
 
 
+@schemathesis.serializer("application/zip")
+def _as_it_is(context: object, value: bytes) -> bytes:
+    return value
+
+
 @pytest.mark.filterwarnings("ignore")  # schemathesis' own
 def test_openapi_and_the_server_agree(server: Running) -> None:
     document = server.client.get("/openapi.json").json()
