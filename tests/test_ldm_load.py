@@ -39,10 +39,13 @@ def test_every_family_runs_the_whole_cascade(name, folders, enlarger):
     cascade = DiffusersCascade(base, enlarger, Settings(base_model=str(folders[name])))
     seen: list[Progress] = []
     upscale = 1 if name in ("pixart_sigma", "sana") else 4  # theirs are 256 and 512 pixels wide, however small they are
-    made = cascade.generate(GenerateRequest("a red apple", seed=3, upscale=upscale, steps=2, sr_steps=0), seen.append)
+    asked = GenerateRequest("a red apple", seed=3, upscale=upscale, steps=2, sr_steps=0)
+    made = cascade.generate([asked], seen.append)[0]
     width, height = made.used.base_size
     assert made.image.shape == (upscale * height, upscale * width, 3) and made.image.dtype == np.uint8
-    first, again, other = (cascade.generate(GenerateRequest("a cat", s, upscale=1, steps=2)).image for s in (3, 3, 4))
+    first, again, other = (
+        cascade.generate([GenerateRequest("a cat", s, upscale=1, steps=2)])[0].image for s in (3, 3, 4)
+    )
     assert np.array_equal(first, again) and not np.array_equal(first, other)
     if name != "pixart_sigma":  # whose pipeline tells nobody of its steps
         assert Progress("base", 2, 2) in seen

@@ -179,24 +179,6 @@ def test_four_on_postgres_share_and_one_gone_for_good_is_replaced(tmp_path: Path
         bench.close()
 
 
-def test_a_database_that_restarts_is_waited_for(tmp_path: Path, postgres: Postgres) -> None:
-    bench = Bench(tmp_path, postgres.url)
-    try:
-        fill(tmp_path / "in", 40)
-        bench.crew(2, seconds=0.1)
-        id = bench.run("out")
-        wait_until(lambda: bench.jobs.status(id, 0).done >= 5, 60)
-        postgres.stop()
-        time.sleep(2)
-        postgres.start()
-        bench.jobs.engine.dispose()
-        status = bench.wait(id, 90)
-        assert (status.state, status.done, status.failed) == ("done", 40, 0)
-        assert sum(bench.enlarged().values()) <= 40 + 4
-    finally:
-        bench.close()
-
-
 def test_a_locked_database_is_waited_for(bench: Bench) -> None:
     fill(bench.folder / "in", 20)
     bench.crew(1, seconds=0.05)
