@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Mapping
 from dataclasses import replace
@@ -158,8 +157,3 @@ def _from_xmp(packet: object) -> dict[str, str]:
 
 def _no_entities(*declaration: object) -> None:
     raise ValueError("entities are not expanded")
-
-
-def data_url(data: bytes, format: str) -> str:
-    """A picture's bytes as a `data:` URL."""
-    return f"data:{MEDIA_TYPES[format]};base64,{base64.b64encode(data).decode()}"
