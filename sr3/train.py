@@ -37,7 +37,8 @@ class TrainConfig:
     init: Path | None = None
     """A pipeline directory whose weights to start from."""
     phase: str = "all"
-    """all, or few-steps: a last phase for the denoiser alone, from --init, at the noise levels of --few-steps."""
+    """all; encoder: the encoder alone, whose iterations then take half as long; few-steps: a last phase for the
+    denoiser alone, from --init, at the noise levels of --few-steps."""
     few_steps: tuple[int, ...] = (1, 2, 4)
     """The numbers of steps that the phase few-steps is for."""
     adversarial: float = 0.0
@@ -54,17 +55,19 @@ class TrainConfig:
 
 
 class Cascade(nn.Module):
-    """Encoder and denoiser as one module, for one forward pass of training."""
+    """Encoder and denoiser (none: the encoder is trained alone) as one module, for one forward pass of training."""
 
-    def __init__(self, encoder: LowResEncoder, unet: SR3UNet) -> None:
+    def __init__(self, encoder: LowResEncoder, unet: SR3UNet | None) -> None:
         super().__init__()
         self.encoder, self.unet = encoder, unet
 
     def forward(
         self, low_res: Tensor, high_res: Tensor, level: Tensor, gamma: Tensor, noise: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """μ (N, 3, 4h, 4w), log s (N, 1, h, w), the denoiser's output and the residual d (N, 3·patch², H, W)."""
         encoded = self.encoder(low_res, level)
+        if self.unet is None:
+            return encoded.mean, encoded.log_scale, None, None
         patch = self.unet.config.patch_size
         with torch.autocast(low_res.device.type, enabled=False):
             scale = F.interpolate(encoded.log_scale.detach().float().exp(), scale_factor=float(SCALE))
@@ -82,7 +85,7 @@ def losses(
     schedule: Tensor,
     paper: bool,
 ) -> dict[str, Tensor]:
-    """The terms of one step: `mean` (L1 on μ), `scale` and `denoising`. `total` is their sum.
+    """The terms of one step: `mean` (L1 on μ), `scale` and, with a denoiser, `denoising`. `total` is their sum.
 
     `batch` is low_res (N, 3, h, w) and high_res (N, 3, 4h, 4w) in [-1, 1], and aug_level (N,); `schedule` (T + 1,).
     """
@@ -95,28 +98,30 @@ def losses(
     low_res = augment(low_res, level, torch.randn(low_res.shape, generator=draw).to(device))
     with torch.autocast(device.type, torch.bfloat16):
         mean, log_scale, output, residual = model(low_res, high_res, level, gamma, noise)
-    output, mean, log_scale = output.float(), mean.float(), log_scale.float()
     if paper:
-        total = denoising_loss(output, noise)
+        total = denoising_loss(output.float(), noise)
         return {"total": total, "denoising": total}
+    mean, log_scale = mean.float(), log_scale.float()
     error = F.avg_pool2d(((high_res - mean) ** 2).mean(1, keepdim=True), SCALE)
+    terms = {"mean": (mean - high_res).abs().mean(), "scale": scale_loss(log_scale, error)}
+    total = 10 * terms["mean"] + 0.1 * terms["scale"]
+    if output is None:
+        return {"total": total, **terms}
     weight = log_scale.detach().exp()
-    terms = {
-        "mean": (mean - high_res).abs().mean(),
-        "scale": scale_loss(log_scale, error),
-        "denoising": denoising_loss(output, residual, weight / weight.mean()),
-    }
-    return {"total": 10 * terms["mean"] + 0.1 * terms["scale"] + terms["denoising"], **terms}
+    terms["denoising"] = denoising_loss(output.float(), residual, weight / weight.mean())
+    return {"total": total + terms["denoising"], **terms}
 
 
 def check(config: TrainConfig) -> Preset:
     """The preset. Raises ValueError for settings that do not go together."""
     if config.preset not in PRESETS:
         raise ValueError(f"preset is {config.preset!r}; it must be one of {', '.join(PRESETS)}")
-    if config.phase not in ("all", "few-steps"):
-        raise ValueError(f"phase is {config.phase!r}; it must be all or few-steps")
-    if config.phase == "few-steps" and (config.init is None or PRESETS[config.preset].paper):
-        raise ValueError("the phase few-steps needs --init, and is not for the paper's presets")
+    if config.phase not in ("all", "encoder", "few-steps"):
+        raise ValueError(f"phase is {config.phase!r}; it must be all, encoder or few-steps")
+    if config.phase == "few-steps" and config.init is None:
+        raise ValueError("the phase few-steps needs --init")
+    if config.phase != "all" and PRESETS[config.preset].paper:
+        raise ValueError(f"the phase {config.phase} is not for the paper's presets")
     if not config.few_steps or min(config.few_steps) < 1 or config.adversarial < 0:
         raise ValueError("few_steps must be numbers from 1 up, and adversarial at least 0")
     return PRESETS[config.preset]
@@ -164,7 +169,7 @@ def train(config: TrainConfig) -> SR3Pipeline:
         pipeline = SR3Pipeline.from_pretrained(config.init, dtype=torch.float32) if config.init else build(preset)
         few = FewSteps(pipeline.encoder, pipeline.unet, config.adversarial) if config.phase == "few-steps" else None
     paths = few_steps.levels(pipeline.scheduler, config.few_steps) if few else []
-    model = (few or Cascade(pipeline.encoder, pipeline.unet)).to(device)
+    model = (few or Cascade(pipeline.encoder, None if config.phase == "encoder" else pipeline.unet)).to(device)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if preset.paper:
         schedule = torch.cat([torch.ones(1), pipeline.scheduler.alphas_cumprod])
@@ -190,7 +195,8 @@ def train(config: TrainConfig) -> SR3Pipeline:
         save(pipeline, config.out / "pipeline")
         low_res, high_res, _ = make_batch(replace(config, seed=config.seed + 1), crops, 0, slice(0, 4))
         images = [F.interpolate(low_res, scale_factor=4.0), high_res]
-        for steps in (0, *config.few_steps) if few else (0, 4) if not preset.paper else (10,):
+        shown = {"few-steps": (0, *config.few_steps), "encoder": (0,), "all": (10,) if preset.paper else (0, 4)}
+        for steps in shown[config.phase]:
             draw = [torch.Generator().manual_seed(i) for i in range(len(low_res))]
             images.append(pipeline(low_res, steps, draw, output_type="pt").images.cpu())
         rows = [torch.cat(list(i), dim=2) for i in images]
