@@ -71,7 +71,7 @@ class JobWorker:
         self._identity = Identity(jobs, data_dir, settings.device)
         limits = Limits(settings.max_pixels, settings.job_batch, patience=settings.job_patience)
         self._studio = Studio(upscaler, limits, self.stop)
-        self._busy = 0
+        self._in_hand: set[str] = set()  # the names of workflows
         self._idle_since = time.monotonic()
         self._changed = threading.Condition()
 
@@ -104,11 +104,12 @@ class JobWorker:
 
     def watch(self, idle: float | None, parent: int | None) -> None:
         """Look after the dead until it is time to stop."""
-        watch = Watch(self._identity)
+        watch = Watch(self._identity, self._in_hand.copy)
         while not self.stop.wait(1.0):
             try:
                 watch.sweep()
-                if self._busy or self._jobs.unfinished():
+                watch.put_back()
+                if self._in_hand or self._jobs.unfinished():
                     self._idle_since = time.monotonic()
             except SQLAlchemyError as error:
                 _log.warning("cannot look after the others: %s", str(error).split("\n")[0])
@@ -121,7 +122,7 @@ class JobWorker:
     def leave(self, patience: float = 120.0) -> None:
         """Wait for the pictures in hand, put the rest back into the queues, and sign off."""
         with self._changed:
-            self._changed.wait_for(lambda: self._busy == 0, patience)
+            self._changed.wait_for(lambda: not self._in_hand, patience)
         try:
             self._identity.leave()
         except SQLAlchemyError as error:  # others find the lock free, or the beat still
@@ -140,9 +141,13 @@ class JobWorker:
     def _held(self, work: Callable[..., None]) -> Callable[..., None]:
         """`work`, tried again until it ends; and never ending once this worker stops, so that it stays in hand."""
 
+        from dbos import DBOS
+
         def run(*arguments: Any) -> None:
+            name = DBOS.workflow_id
+            assert name is not None
             with self._changed:
-                self._busy += 1
+                self._in_hand.add(name)
             pause = 0.5
             while not self.stop.is_set():
                 try:
@@ -153,7 +158,7 @@ class JobWorker:
                     self.stop.wait(pause)
                     pause = min(2 * pause, 30.0)
             with self._changed:
-                self._busy -= 1
+                self._in_hand.remove(name)
                 self._changed.notify_all()
             if self.stop.is_set():
                 threading.Event().wait()
@@ -181,13 +186,14 @@ class JobWorker:
             return
         spec = jobs.spec(id)
         ledger = _Ledger(jobs, id, number, self._identity)
-        tasks = [Task(**row) for row in jobs.chunk(id, number)]
         try:
             check_places(spec.input, spec.output, self._roots)
         except NotAllowed as error:
             jobs.fail(id, f"on {self._identity.machine}: {error}")
             return
-        whole = self._studio.run(spec, open_place(spec.input), open_place(spec.output), tasks, ledger)
+        source, target, whole = open_place(spec.input), open_place(spec.output), True
+        while whole and (rows := jobs.chunk(id, number)):  # asked again: what the database lost is not done
+            whole = self._studio.run(spec, source, target, [Task(**row) for row in rows], ledger)
         if not self.stop.is_set():
             manifest_due(jobs, id, stopped=not whole)
 
@@ -220,8 +226,13 @@ class _Ledger:
         persistently(lambda: self._jobs.give_back(self._id, key, self._identity.id))
 
     def record(self, key: str, state: PictureState, record: dict[str, Any]) -> None:
-        """See `work.Ledger`."""
-        persistently(lambda: self._jobs.record(self._id, key, self._identity.id, state, record))
+        """See `work.Ledger`. Where a crash of the database took the claim, it is made once more."""
+
+        def write() -> bool:
+            return self._jobs.record(self._id, key, self._identity.id, state, record)
+
+        if not persistently(write) and self.begin(key):
+            persistently(write)
 
     def waiting(self, reason: str | None) -> bool:
         """See `work.Ledger`."""

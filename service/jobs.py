@@ -272,7 +272,7 @@ class Jobs:
             "bytes": record.get("output_bytes"),
             "record": json.dumps(record, ensure_ascii=False),
         }
-        with self._soon() as connection:
+        with self.engine.begin() as connection:
             if connection.execute(_RECORD, values).rowcount != 1:
                 return False
             column = jobs.c[state.name.lower()]
@@ -281,7 +281,7 @@ class Jobs:
 
     @contextmanager
     def _soon(self) -> Iterator[Connection]:
-        """A transaction that Postgres need not have on its disk at once: lost in a crash, a picture is done again."""
+        """A transaction that Postgres need not have on its disk at once: a claim lost in its crash is made once more."""
         with self.engine.begin() as connection:
             if self.engine.dialect.name == "postgresql":
                 connection.execute(text("SET LOCAL synchronous_commit TO OFF"))

@@ -193,7 +193,7 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="bench-jobs-"))
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        postgres = Postgres() if asked.postgres else None
+        postgres = Postgres(sync=True) if asked.postgres else None
         if postgres:
             stack.callback(postgres.close)
         command = [sys.executable, "-m", "service.job_worker"] if asked.campaign == "throughput" else FAKE

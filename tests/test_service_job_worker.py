@@ -179,14 +179,38 @@ def test_four_on_postgres_share_and_one_gone_for_good_is_replaced(tmp_path: Path
         bench.close()
 
 
-def test_a_locked_database_is_waited_for(bench: Bench) -> None:
+def test_a_database_that_crashes_and_returns_is_waited_for_and_takes_nothing_back(
+    tmp_path: Path, postgres: Postgres
+) -> None:
+    bench = Bench(tmp_path, postgres.url)
+    try:
+        fill(tmp_path / "in", 24)
+        bench.crew(2, seconds=0.1)
+        id = bench.run("out")
+        wait_until(lambda: bench.jobs.status(id, 0).done >= 5, 60)
+        postgres.stop()
+        known = sum(bench.enlarged().values())
+        postgres.start()
+        bench.jobs.engine.dispose()
+        assert bench.jobs.status(id, 0).done >= known - 4  # each worker has one in the network and one being written
+        status = bench.wait(id)
+        assert (status.state, status.done, status.failed) == ("done", 24, 0)
+        assert set(bench.enlarged().values()) == {1}
+    finally:
+        bench.close()
+
+
+def test_a_locked_database_is_waited_for_and_a_claim_that_nobody_heard_of_is_made_again(bench: Bench) -> None:
     fill(bench.folder / "in", 20)
     bench.crew(1, seconds=0.05)
     id = bench.run("out")
     wait_until(lambda: bench.jobs.status(id, 0).done >= 2, 30)
     with bench.jobs.engine.begin() as connection:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
-        time.sleep(3)
+        worker = connection.execute(sa.select(workers.c.id)).scalar_one()
+        claim = "UPDATE workflow_status SET status = 'PENDING', executor_id = ? WHERE status = 'ENQUEUED'"
+        assert connection.exec_driver_sql(claim, (worker,)).rowcount > 0
+        time.sleep(2)
     assert bench.wait(id).done == 20
     assert set(bench.enlarged().values()) == {1}
 
