@@ -31,7 +31,8 @@ class FakeUpscaler:
         for picture in pictures:
             if path := os.environ.get("JOBS_LOG"):
                 with open(path, "a") as log:
-                    log.write(f"{hashlib.sha256(picture.pixels.tobytes()).hexdigest()} {len(pictures)}\n")
+                    digest = hashlib.sha256(picture.pixels.tobytes()).hexdigest()
+                    log.write(f"{digest} {len(pictures)} {os.getpid()}\n")
             time.sleep(float(os.environ.get("JOBS_SECONDS", "0")))
             if picture.pixels[0, 0, 0] == POISON:
                 os.kill(os.getpid(), signal.SIGKILL)
