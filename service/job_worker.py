@@ -99,7 +99,7 @@ class JobWorker:
         DBOS.register_queue(PLANS, worker_concurrency=1, polling_interval_sec=0.5, on_conflict="always_update")
         DBOS.register_queue(MANIFESTS, global_concurrency=1, polling_interval_sec=0.5, on_conflict="always_update")
         # Two at a time: while one's last picture is written, the other's are read, and the device never waits.
-        DBOS.register_queue(CHUNKS, worker_concurrency=2, polling_interval_sec=0.1, on_conflict="always_update")
+        DBOS.register_queue(CHUNKS, worker_concurrency=2, polling_interval_sec=0.2, on_conflict="always_update")
         _log.info("worker %s takes jobs on %s", self._identity.id, self._settings.device)
 
     def watch(self, idle: float | None, parent: int | None) -> None:

@@ -1,7 +1,6 @@
 """Jobs in the database: made, asked for, cancelled, taken up again; and the claims and results of their pictures."""
 
 import json
-import math
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -19,9 +18,12 @@ from service.upscale import UpscaleOptions
 
 VERSION = "sr3-jobs-1"  # of the workflows' arguments; DBOS would hash their source, and an edit strand what is queued
 PLANS, CHUNKS, MANIFESTS = "sr3-plans", "sr3-chunks", "sr3-manifests"
-MIN_CHUNK, MAX_CHUNK, MAX_ATTEMPTS = 4, 100, 3
+MAX_ATTEMPTS = 3
 ACTIVE, OVER = ("planning", "running"), ("done", "failed", "cancelled")
 _RATE_SECONDS = 60.0
+# A chunk is a sixty-fourth of a job within these bytes of files, each counted as so much larger than it is: eight small
+# pictures at least, so that a chunk's own cost is little, and a large one alone, so that several workers find work.
+_CHUNKS, _CHUNK_BYTES, _PICTURE_BYTES = 64, (1 << 20, 1 << 26), 1 << 17
 
 
 class PictureState(IntEnum):
@@ -215,18 +217,19 @@ class Jobs:
         """Put the pending pictures that are in no chunk into chunks, queue those, and let the job run."""
         with self.engine.begin() as connection:
             row = self._lock(connection, id, ACTIVE)
-            waiting = connection.execute(_WAITING, {"job": id}).scalar_one()
-            size = max(MIN_CHUNK, min(MAX_CHUNK, math.ceil(waiting / 64)))
-            first, number = row["next_chunk"], math.ceil(waiting / size)
-            connection.execute(_ASSIGN, {"job": id, "first": first, "size": size})
-            for chunk in range(first, first + number):
+            first, more = row["next_chunk"], {"job": id, "more": _PICTURE_BYTES}
+            waiting = connection.execute(_WAITING, more).scalar_one()
+            size = max(_CHUNK_BYTES[0], min(_CHUNK_BYTES[1], int(waiting) // _CHUNKS))
+            connection.execute(_ASSIGN, {**more, "first": first, "size": size})
+            chunks = connection.execute(_ASSIGNED, {"job": id, "first": first}).scalars().all()
+            for chunk in chunks:
                 self.enqueue(connection, CHUNKS, "upscale_chunk", f"{id}:{chunk}", id, chunk)
             counts = {state.name.lower(): 0 for state in PictureState} | {
                 PictureState(state).name.lower(): count for state, count in connection.execute(_COUNTS, {"job": id})
             }
             total = sum(counts.values())
             counts.pop("pending")
-            values = {"state": "running", "total": total, "next_chunk": first + number, **counts}
+            values = {"state": "running", "total": total, "next_chunk": max(chunks, default=first - 1) + 1, **counts}
             connection.execute(sa.update(jobs).where(jobs.c.id == id).values(values))
 
     def fail(self, id: str, reason: str) -> None:
@@ -311,12 +314,17 @@ _RECORD = text(
 )
 
 
-_WAITING = text("SELECT count(*) FROM sr3_pictures WHERE job = :job AND state = 0 AND chunk = 0")
+_WAITING = text(
+    "SELECT coalesce(sum(source_bytes + :more), 0) FROM sr3_pictures WHERE job = :job AND state = 0 AND chunk = 0"
+)
 _ASSIGN = text(
-    """UPDATE sr3_pictures SET chunk = :first + numbered.place / :size
-    FROM (SELECT key, row_number() OVER (ORDER BY key) - 1 AS place FROM sr3_pictures
-          WHERE job = :job AND state = 0 AND chunk = 0) AS numbered
-    WHERE sr3_pictures.job = :job AND sr3_pictures.key = numbered.key"""
+    """UPDATE sr3_pictures SET chunk = :first + CAST(listed.before AS bigint) / :size
+    FROM (SELECT key, sum(source_bytes + :more) OVER (ORDER BY key) - source_bytes - :more AS before FROM sr3_pictures
+          WHERE job = :job AND state = 0 AND chunk = 0) AS listed
+    WHERE sr3_pictures.job = :job AND sr3_pictures.key = listed.key"""
+)
+_ASSIGNED = text(
+    "SELECT DISTINCT chunk FROM sr3_pictures WHERE job = :job AND state = 0 AND chunk >= :first ORDER BY chunk"
 )
 _COUNTS = text("SELECT state, count(*) FROM sr3_pictures WHERE job = :job GROUP BY state")
 

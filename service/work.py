@@ -24,6 +24,7 @@ from service.storage import Place, StorageError, StorageTrouble
 from service.upscale import UpscaleOptions
 
 _log = logging.getLogger("service.jobs")
+_WRITERS = 4  # they mostly wait for the disk
 
 
 class Upscaler(Protocol):
@@ -118,7 +119,7 @@ class Studio:
         self.limits = limits
         self.stop = stop
         self.budget = Budget(limits.bytes_in_hand)
-        self.writers = ThreadPoolExecutor(2, "writer")
+        self.writers = ThreadPoolExecutor(_WRITERS, "writer")
         self.upscaler = upscaler
         self.device = threading.Lock()
 
@@ -153,7 +154,7 @@ class _Chunk:
                 self._drop(batch)
                 continue
             writing += self._enlarge(batch)
-            while len(writing) > self.studio.limits.batch:  # what a kill would lose stays about what is in hand
+            while len(writing) >= _WRITERS * self.studio.limits.batch:
                 writing.pop(0).result()
         for each in writing:
             each.result()
