@@ -13,6 +13,7 @@ from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from service.claims import Claims
 from service.database import database_url, open_database, persistently
 from service.jobs import CHUNKS, MANIFESTS, PLANS, VERSION, Jobs, PictureState
 from service.liveness import BEAT_EVERY, Identity, Watch
@@ -69,6 +70,7 @@ class JobWorker:
         self._settings, self._url, self._jobs = settings, url, jobs
         self._roots = [*settings.storage_roots, settings.uploads_place()]
         self._identity = Identity(jobs, data_dir, settings.device)
+        self._claims = Claims(jobs.engine)
         limits = Limits(settings.max_pixels, settings.job_batch, patience=settings.job_patience)
         self._studio = Studio(upscaler, limits, self.stop)
         self._in_hand: set[str] = set()  # the names of workflows
@@ -99,7 +101,7 @@ class JobWorker:
         DBOS.register_queue(PLANS, worker_concurrency=1, polling_interval_sec=0.5, on_conflict="always_update")
         DBOS.register_queue(MANIFESTS, global_concurrency=1, polling_interval_sec=0.5, on_conflict="always_update")
         # Two at a time: while one's last picture is written, the other's are read, and the device never waits.
-        DBOS.register_queue(CHUNKS, worker_concurrency=2, polling_interval_sec=0.2, on_conflict="always_update")
+        DBOS.register_queue(CHUNKS, worker_concurrency=2, polling_interval_sec=0.1, on_conflict="always_update")
         _log.info("worker %s takes jobs on %s", self._identity.id, self._settings.device)
 
     def watch(self, idle: float | None, parent: int | None) -> None:
@@ -185,7 +187,7 @@ class JobWorker:
         if jobs.state(id) != "running":
             return
         spec = jobs.spec(id)
-        ledger = _Ledger(jobs, id, number, self._identity)
+        ledger = _Ledger(jobs, self._claims, id, number, self._identity)
         try:
             check_places(spec.input, spec.output, self._roots)
         except NotAllowed as error:
@@ -210,12 +212,12 @@ class JobWorker:
 class _Ledger:
     """A chunk's claims and results in the database, which is waited for whenever it is away."""
 
-    def __init__(self, jobs: Jobs, id: str, number: int, identity: Identity) -> None:
-        self._jobs, self._id, self._number, self._identity = jobs, id, number, identity
+    def __init__(self, jobs: Jobs, claims: Claims, id: str, number: int, identity: Identity) -> None:
+        self._jobs, self._claims, self._id, self._number, self._identity = jobs, claims, id, number, identity
 
     def begin(self, key: str) -> bool:
         """See `work.Ledger`. Ends the process where others took it for dead: the chunk is theirs, and unfinished."""
-        if persistently(lambda: self._jobs.begin(self._id, self._number, key, self._identity.id)):
+        if persistently(lambda: self._claims.begin(self._id, self._number, key, self._identity.id)):
             return True
         if not persistently(self._identity.beat):
             os._exit(FENCED)
@@ -223,13 +225,13 @@ class _Ledger:
 
     def give_back(self, key: str) -> None:
         """See `work.Ledger`."""
-        persistently(lambda: self._jobs.give_back(self._id, key, self._identity.id))
+        persistently(lambda: self._claims.give_back(self._id, key, self._identity.id))
 
     def record(self, key: str, state: PictureState, record: dict[str, Any]) -> None:
         """See `work.Ledger`. Where a crash of the database took the claim, it is made once more."""
 
         def write() -> bool:
-            return self._jobs.record(self._id, key, self._identity.id, state, record)
+            return self._claims.record(self._id, key, self._identity.id, state, record)
 
         if not persistently(write) and self.begin(key):
             persistently(write)

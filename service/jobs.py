@@ -1,10 +1,9 @@
-"""Jobs in the database: made, asked for, cancelled, taken up again; and the claims and results of their pictures."""
+"""Jobs in the database: made, asked for, cancelled, taken up again, and dealt out in chunks."""
 
 import json
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from enum import IntEnum
 from typing import Any
@@ -21,9 +20,9 @@ PLANS, CHUNKS, MANIFESTS = "sr3-plans", "sr3-chunks", "sr3-manifests"
 MAX_ATTEMPTS = 3
 ACTIVE, OVER = ("planning", "running"), ("done", "failed", "cancelled")
 _RATE_SECONDS = 60.0
-# A chunk is a sixty-fourth of a job within these bytes of files, each counted as so much larger than it is: eight small
-# pictures at least, so that a chunk's own cost is little, and a large one alone, so that several workers find work.
-_CHUNKS, _CHUNK_BYTES, _PICTURE_BYTES = 64, (1 << 20, 1 << 26), 1 << 17
+# A chunk is a thirty-second of a job, within these bytes of files, each counted as so much larger than it is: eight
+# small pictures at least, so that a chunk's own cost is little; a large one alone, so that several workers find work.
+_CHUNKS, _CHUNK_BYTES, _PICTURE_BYTES = 32, (1 << 20, 1 << 26), 1 << 17
 
 
 class PictureState(IntEnum):
@@ -250,46 +249,6 @@ class Jobs:
         with self.engine.connect() as connection:
             return connection.execute(query.order_by(pictures.c.key)).mappings().all()
 
-    def begin(self, id: str, number: int, key: str, owner: str) -> bool:
-        """Count one more attempt at a picture, before anything is done to it that might end the process.
-
-        False where the chunk is not this worker's any more: the job was cancelled or the worker given up for dead.
-        """
-        with self._soon() as connection:
-            values = {"job": id, "key": key, "chunk": number, "owner": owner}
-            return connection.execute(_BEGIN, values).rowcount == 1
-
-    def give_back(self, id: str, key: str, owner: str) -> None:
-        """Take an attempt back that the worker outlived, and that came to no result yet."""
-        with self._soon() as connection:
-            connection.execute(_GIVE_BACK, {"job": id, "key": key, "owner": owner})
-
-    def record(self, id: str, key: str, owner: str, state: PictureState, record: dict[str, Any]) -> bool:
-        """Write down how a picture went. False where it is not this worker's any more."""
-        values = {
-            "job": id,
-            "key": key,
-            "owner": owner,
-            "state": int(state),
-            "now": time.time(),
-            "bytes": record.get("output_bytes"),
-            "record": json.dumps(record, ensure_ascii=False),
-        }
-        with self.engine.begin() as connection:
-            if connection.execute(_RECORD, values).rowcount != 1:
-                return False
-            column = jobs.c[state.name.lower()]
-            connection.execute(sa.update(jobs).where(jobs.c.id == id).values({column: column + 1}))
-            return True
-
-    @contextmanager
-    def _soon(self) -> Iterator[Connection]:
-        """A transaction that Postgres need not have on its disk at once: a claim lost in its crash is made once more."""
-        with self.engine.begin() as connection:
-            if self.engine.dialect.name == "postgresql":
-                connection.execute(text("SET LOCAL synchronous_commit TO OFF"))
-            yield connection
-
     def _lock(self, connection: Connection, id: str, states: Sequence[str]) -> RowMapping:
         row = connection.execute(sa.select(jobs).where(jobs.c.id == id).with_for_update()).mappings().first()
         if row is None:
@@ -297,21 +256,6 @@ class Jobs:
         if row["state"] not in states:
             raise Conflict(f"job {id} is {row['state']}; this takes a job that is {' or '.join(states)}")
         return row
-
-
-_BEGIN = text(
-    """UPDATE sr3_pictures SET attempts = attempts + 1, owner = :owner
-    WHERE job = :job AND key = :key AND chunk = :chunk AND state = 0
-    AND EXISTS (SELECT 1 FROM sr3_jobs WHERE id = :job AND state = 'running')
-    AND EXISTS (SELECT 1 FROM sr3_workers WHERE id = :owner AND adopter IS NULL)"""
-)
-_GIVE_BACK = text(
-    "UPDATE sr3_pictures SET attempts = attempts - 1 WHERE job = :job AND key = :key AND owner = :owner AND state = 0"
-)
-_RECORD = text(
-    """UPDATE sr3_pictures SET state = :state, finished = :now, output_bytes = :bytes, record = :record
-    WHERE job = :job AND key = :key AND owner = :owner AND state = 0"""
-)
 
 
 _WAITING = text(

@@ -25,7 +25,7 @@ def free_port() -> int:
 class Postgres:
     """A cluster in a folder of its own, owned by the postgres user where the tests run as root, on loopback.
 
-    Without `sync` it hands what is committed to the operating system, which outlives it, but does not wait for the disk.
+    Without `sync`, what is committed is left to the operating system, which outlives it, and the disk not waited for.
     """
 
     def __init__(self, sync: bool = False) -> None:
