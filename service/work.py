@@ -34,6 +34,10 @@ class Upscaler(Protocol):
         """Each picture, `options.factor` times as large."""
         ...
 
+    def metadata(self, picture: Picture, seed: int, options: UpscaleOptions) -> dict[str, str]:
+        """What the file of a result says of how it was made; called by any thread."""
+        ...
+
 
 class Ledger(Protocol):
     """Where a chunk's pictures are claimed and their results written down."""
@@ -277,7 +281,8 @@ class _Chunk:
             small = item.picture.pixels.shape
             if (height, width) != (options.factor * small[0], options.factor * small[1]):
                 raise RuntimeError(f"promised ×{options.factor} of {small[1]}x{small[0]}, made {width}x{height}")
-            data = encode_picture(result, output_format(task.key, options.format), options.quality)
+            metadata = self.studio.upscaler.metadata(item.picture, seed, options)
+            data = encode_picture(result, output_format(task.key, options.format), options.quality, metadata)
             self._patiently(lambda: self.target.write(output, data))
         except Stopped:
             self.ledger.give_back(task.key)

@@ -40,6 +40,10 @@ class FakeUpscaler:
                 raise RuntimeError("the model failed")
         return [_large(*each, options.factor) for each in zip(pictures, seeds, strict=True)]
 
+    def metadata(self, picture: Picture, seed: int, options: UpscaleOptions) -> dict[str, str]:
+        """See `work.Upscaler`."""
+        return {"parameters": f"Seed: {seed}"}
+
 
 def _large(picture: Picture, seed: int, factor: int) -> Picture:
     pixels = picture.pixels.repeat(factor, 0).repeat(factor, 1)
