@@ -40,7 +40,6 @@ def main(argv: Sequence[str], load: Callable[[Settings], Upscaler] = load_upscal
     try:
         settings = load_settings(["--host", "127.0.0.1", *rest])  # a worker listens nowhere, whatever the server does
         logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-        logging.getLogger("dbos").setLevel(max(logging.WARNING, logging.getLogger().level))
         data_dir = settings.data_dir.expanduser()
         url = database_url(data_dir, settings.database_url)
         jobs = Jobs(open_database(url))
@@ -90,7 +89,7 @@ class JobWorker:
                 "application_version": VERSION,
                 "executor_id": self._identity.id,
                 "run_migrations": False,
-                "log_level": "WARNING",
+                "log_level": "ERROR",  # while a database is away, it warns of every poll; what waits for it says so here
             }
         )
         for name, work in (("plan_job", self._plan), ("upscale_chunk", self._chunk), ("write_manifest", self._write)):

@@ -76,8 +76,8 @@ class JobView(BaseModel):
     state: Literal["planning", "running", "done", "cancelled", "failed"] = Field(description="where it stands")
     created: float = Field(description="when it was made, seconds since 1970")
     finished: float | None = Field(description="when it ended")
-    input: str = Field(description="where the pictures are")
-    output: str = Field(description="where the results go")
+    input: str | None = Field(description="where the pictures are; null: in an archive that was uploaded")
+    output: str | None = Field(description="where the results go; null: into the archive that is the result")
     settings: dict[str, Any] = Field(description="as asked for")
     total: int = Field(description="pictures in all")
     done: int = Field(description="pictures enlarged")
@@ -267,8 +267,8 @@ def _view(status: JobStatus) -> JobView:
         state=status.state,  # type: ignore[arg-type]
         created=status.created,
         finished=status.finished,
-        input=spec.input,
-        output=spec.output,
+        input=None if status.upload else spec.input,
+        output=None if status.upload else spec.output,
         settings={**asked, **more},
         total=status.total,
         done=status.done,

@@ -83,6 +83,7 @@ def test_an_archive_goes_in_and_comes_out(client: httpx.Client, root: Path) -> N
     made = client.post("/jobs/zip", params={"factor": 4, "steps": 0}, content=archive(files))
     assert made.status_code == 201, made.text
     id = made.json()["id"]
+    assert (made.json()["input"], made.json()["output"]) == (None, None)  # the server's own folders
     wait_until(lambda: over(client, id), 60)
     answer = client.get(f"/jobs/{id}/result.zip")
     with zipfile.ZipFile(io.BytesIO(answer.content)) as result:
