@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from service.claims import Claims
 from service.database import database_url, open_database, persistently
 from service.jobs import CHUNKS, MANIFESTS, PLANS, VERSION, Jobs, PictureState
-from service.liveness import BEAT_EVERY, Identity, Watch
+from service.liveness import BEAT_EVERY, DEAD_AFTER, Identity, Watch
 from service.manifest import manifest_due, write_manifest
 from service.plan import plan
 from service.settings import BadSettings, Settings, load_settings
@@ -32,10 +32,13 @@ def main(argv: Sequence[str], load: Callable[[Settings], Upscaler] = load_upscal
     """Work until told to stop. Status 2, after one line on stderr, for what keeps it from starting.
 
     `--idle SECONDS` ends it, with status 0, once there was nothing to do for so long; `--parent PID` when that ends.
+    `--dead-after SECONDS` without a beat it takes another worker for dead; much less than the 20 of the default makes
+    busy machines lose work in hand.
     """
     own = argparse.ArgumentParser(prog="python -m service worker", add_help=False, allow_abbrev=False)
     own.add_argument("--idle", type=float)
     own.add_argument("--parent", type=int)
+    own.add_argument("--dead-after", type=float, default=DEAD_AFTER)
     flags, rest = own.parse_known_args(argv)
     try:
         settings = load_settings(["--host", "127.0.0.1", *rest])  # a worker listens nowhere, whatever the server does
@@ -55,7 +58,7 @@ def main(argv: Sequence[str], load: Callable[[Settings], Upscaler] = load_upscal
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, lambda number, frame: worker.stop.set())
     worker.launch()
-    worker.watch(flags.idle, flags.parent)
+    worker.watch(flags.idle, flags.parent, flags.dead_after)
     worker.leave()
     sys.stdout.flush()
     os._exit(0)  # a chunk's thread holds its workflow open, so that DBOS does not take it for done
@@ -89,7 +92,7 @@ class JobWorker:
                 "application_version": VERSION,
                 "executor_id": self._identity.id,
                 "run_migrations": False,
-                "log_level": "ERROR",  # while a database is away, it warns of every poll; what waits for it says so here
+                "log_level": "ERROR",  # it warns of every poll while a database is away; what waits for it says so
             }
         )
         for name, work in (("plan_job", self._plan), ("upscale_chunk", self._chunk), ("write_manifest", self._write)):
@@ -103,9 +106,9 @@ class JobWorker:
         DBOS.register_queue(CHUNKS, worker_concurrency=2, polling_interval_sec=0.1, on_conflict="always_update")
         _log.info("worker %s takes jobs on %s", self._identity.id, self._settings.device)
 
-    def watch(self, idle: float | None, parent: int | None) -> None:
+    def watch(self, idle: float | None, parent: int | None, dead_after: float = DEAD_AFTER) -> None:
         """Look after the dead until it is time to stop."""
-        watch = Watch(self._identity, self._in_hand.copy)
+        watch = Watch(self._identity, self._in_hand.copy, dead_after)
         while not self.stop.wait(1.0):
             try:
                 watch.sweep()

@@ -57,8 +57,10 @@ class Identity:
 class Watch:
     """One worker's eye on the others, and on what the database takes for its own: `in_hand` says what really is."""
 
-    def __init__(self, identity: Identity, in_hand: Callable[[], set[str]] = set) -> None:
-        self._me, self._in_hand = identity, in_hand
+    def __init__(
+        self, identity: Identity, in_hand: Callable[[], set[str]] = set, dead_after: float = DEAD_AFTER
+    ) -> None:
+        self._me, self._in_hand, self._dead_after = identity, in_hand, dead_after
         self._seen: dict[str, tuple[int, float]] = {}
         self._strays: set[str] = set()
         self._looked = time.monotonic()
@@ -93,7 +95,7 @@ class Watch:
                 for row in rows
                 if row.id != self._me.id
             }
-            dead = [id for id, (_, since) in self._seen.items() if now - since > DEAD_AFTER or self._is_gone(id)]
+            dead = [id for id, (_, since) in self._seen.items() if now - since > self._dead_after or self._is_gone(id)]
             adopted = [id for id in dead if _adopt(self._me.jobs, id, self._me.id, self._seen[id][0])]
         except Exception:
             self._seen = {}  # while the database was away no beat could be told

@@ -119,13 +119,15 @@ def _add_making(router: APIRouter, desk: Desk) -> None:
     def make(response: Response, body: Annotated[JobBody, Body()]) -> JobView:
         """Enlarge every picture of a folder or bucket into another. Workers do it; this answers at once."""
         spec = _spec(desk.settings, body.input, body.output, body, body.recursive, body.overwrite)
+        for field, url in (("input", body.input), ("output", body.output)):
+            try:
+                open_place(url)
+            except (ValueError, StorageError) as error:
+                raise _refused(field, url, str(error)) from error
         try:
             desk.spec_allowed(spec)
-            open_place(spec.input), open_place(spec.output)
         except NotAllowed as error:
             raise _refused(error.field, getattr(body, error.field), str(error)) from error
-        except ValueError as error:
-            raise _refused("input", body.input, str(error)) from error
         return _made(desk, response, _asked(lambda: desk.jobs.create(spec)))
 
     @router.post(

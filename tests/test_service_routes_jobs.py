@@ -102,6 +102,7 @@ def test_an_archive_goes_in_and_comes_out(client: httpx.Client, root: Path) -> N
         ({"output": "{root}/free/in/deeper"}, "output"),
         ({"output": "{root}/free/../data"}, "output"),
         ({"output": "s3://bucket/x"}, "output"),
+        ({"output": "ftp://host/x"}, "output"),
         ({"input": "{root}/data/uploads/x"}, "input"),
         ({"factor": 3}, "factor"),
         ({"steps": -1}, "steps"),
