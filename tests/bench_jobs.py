@@ -46,8 +46,8 @@ class Bench:
         command: tuple[str, ...] = tuple(FAKE),
     ) -> None:
         url = postgres.url if postgres else None
-        self.folder, self.log = folder, folder / "log"
-        self.log.touch()
+        self.folder = folder
+        self.log = Path(tempfile.mkstemp(prefix="bench-jobs-log-")[1])  # not where a campaign fills the disk
         roots = [str(folder), "s3://library"]
         self.settings = Settings(data_dir=folder / "data", database_url=url, storage_roots=roots, log_level="error")
         self.jobs = Jobs(open_database(database_url(folder / "data", url)))
@@ -71,6 +71,7 @@ class Bench:
         """Stop the workers."""
         self.crew.stop(30)
         self.jobs.close()
+        self.log.unlink()
 
 
 def steady(bench: Bench, id: str, count: int) -> float:

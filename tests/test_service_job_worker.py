@@ -109,11 +109,24 @@ def test_a_picture_that_kills_its_worker_is_given_up_after_three(bench: Bench) -
     assert max(bench.enlarged().values()) == 3
 
 
-def test_a_stop_puts_the_rest_back_at_once_and_another_goes_on(bench: Bench) -> None:
-    fill(bench.folder / "in", 30)
+def test_what_is_not_below_its_roots_fails_what_is_cancelled_is_taken_up_and_what_is_left_at_a_stop_goes_on(
+    bench: Bench, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("private")
+    fill(elsewhere, 1)
     crew = bench.crew(1, seconds=0.1)
+    status = bench.wait(bench.jobs.create(JobSpec(str(elsewhere), str(bench.folder / "private"), UpscaleOptions())))
+    assert status.state == "failed"
+    assert "not below" in str(status.note)
+    fill(bench.folder / "in", 30)
     id = bench.run("out")
     wait_until(lambda: bench.jobs.status(id, 0).done >= 3, 30)
+    bench.jobs.cancel(id)
+    wait_until(lambda: (bench.folder / "out" / "manifest.jsonl").exists(), 30)
+    cancelled = bench.jobs.status(id).done
+    assert cancelled < 30
+    bench.jobs.take_up(id)
+    wait_until(lambda: bench.jobs.status(id, 0).done > cancelled, 30)
     crew.stop(20)
     with bench.jobs.engine.connect() as connection:
         assert connection.execute(sa.select(workers)).all() == []
@@ -124,48 +137,26 @@ def test_a_stop_puts_the_rest_back_at_once_and_another_goes_on(bench: Bench) -> 
     assert set(bench.enlarged().values()) == {1}
 
 
-def test_cancelled_and_taken_up_again(bench: Bench) -> None:
-    fill(bench.folder / "in", 30)
-    bench.crew(1, seconds=0.1)
-    id = bench.run("out")
-    wait_until(lambda: bench.jobs.status(id, 0).done >= 3, 30)
-    bench.jobs.cancel(id)
-    wait_until(lambda: (bench.folder / "out" / "manifest.jsonl").exists(), 30)
-    assert bench.jobs.status(id).done < 30
-    bench.jobs.take_up(id)
-    assert bench.wait(id).done == 30
-    assert set(bench.enlarged().values()) == {1}
-
-
-def test_a_worker_keeps_to_its_own_roots(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> None:
-    elsewhere = tmp_path_factory.mktemp("private")
-    fill(elsewhere, 1)
-    bench.crew(1)
-    id = bench.jobs.create(JobSpec(str(elsewhere), str(bench.folder / "out"), UpscaleOptions()))
-    status = bench.wait(id)
-    assert status.state == "failed"
-    assert "not below" in str(status.note)
-
-
 def test_four_on_postgres_share_and_one_gone_for_good_is_replaced(tmp_path: Path, postgres: Postgres) -> None:
     bench = Bench(tmp_path, postgres.url)
     try:
-        fill(tmp_path / "in", 80)
+        fill(tmp_path / "in", 120)
         doomed = bench.crew(1, "machine 1", seconds=0.15)
         for number in (2, 3, 4):
             bench.crew(1, f"machine {number}", seconds=0.15)
-        id = bench.run("out")
-        wait_until(lambda: bench.jobs.status(id, 0).done >= 10, 60)
         with bench.jobs.engine.connect() as connection:
-            owner = sa.select(pictures.c.owner).where(pictures.c.state == 1)
+            wait_until(lambda: len(connection.execute(sa.select(workers)).all()) == 4, 60)
+        id = bench.run("out")
+        with bench.jobs.engine.connect() as connection:
+            owner = sa.select(pictures.c.owner).where(pictures.c.job == id, pictures.c.state == 1)
             wait_until(lambda: len(set(connection.execute(owner).scalars())) == 4, 30)
         doomed._stopping.set()  # so that it is not replaced
         os.kill(doomed.pids()[0], signal.SIGKILL)
         one = bench.run("one")  # by the three others, while nobody misses the fourth yet
         status = bench.wait(id, 60)
-        assert (status.state, status.done) == ("done", 80)
-        assert bench.wait(one).done == 80
-        assert sum(bench.enlarged().values()) <= 2 * 80 + 2
+        assert (status.state, status.done) == ("done", 120)
+        assert bench.wait(one).done == 120
+        assert sum(bench.enlarged().values()) <= 2 * 120 + 2
         assert digests(tmp_path / "one") == digests(tmp_path / "out")
     finally:
         bench.close()
