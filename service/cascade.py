@@ -101,18 +101,7 @@ class DiffusersCascade:
 
     def used(self, request: UpscaleRequest) -> UsedSettings:
         """See `Cascade`."""
-        height, width = request.picture.pixels.shape[:2]
-        options = request.options
-        return UsedSettings(
-            base_model=None,
-            sampler=None,
-            steps=None,
-            guidance_scale=None,
-            base_size=(width, height),
-            upscale=options.factor,
-            consistency=options.consistency,
-            **self._used_enlarging(options.steps, options.aug_level or 0.0, options.scheduler),
-        )
+        return self._upscaler.used(request)
 
     def generate(
         self, requests: Sequence[GenerateRequest], on_step: OnStep | None = None

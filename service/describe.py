@@ -26,7 +26,7 @@ def model_info(base: Any, enlarger: Any, settings: Settings) -> ModelInfo:
         base_model=model_name(settings.base_model),
         sr_model=model_name(settings.sr_model),
         base_hash=weights_hash(_folder(settings.base_model, "ldm")),
-        sr_hash=weights_hash(_folder(settings.sr_model, "sr3")),
+        sr_hash=sr_hash(settings),
         width=side,
         height=side,
         size_multiple=multiple,
@@ -37,6 +37,11 @@ def model_info(base: Any, enlarger: Any, settings: Settings) -> ModelInfo:
         device=str(getattr(base, "device", "cpu")),
         versions=versions(),
     )
+
+
+def sr_hash(settings: Settings) -> str | None:
+    """Of the SR3 model; see `weights_hash`."""
+    return weights_hash(_folder(settings.sr_model, "sr3"))
 
 
 def versions() -> dict[str, str]:

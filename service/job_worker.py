@@ -13,9 +13,10 @@ from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from service.claims import Claims
 from service.database import database_url, open_database, persistently
 from service.jobs import CHUNKS, MANIFESTS, PLANS, VERSION, Jobs, PictureState
-from service.liveness import BEAT_EVERY, Identity, Watch
+from service.liveness import BEAT_EVERY, DEAD_AFTER, Identity, Watch
 from service.manifest import manifest_due, write_manifest
 from service.plan import plan
 from service.settings import BadSettings, Settings, load_settings
@@ -31,15 +32,17 @@ def main(argv: Sequence[str], load: Callable[[Settings], Upscaler] = load_upscal
     """Work until told to stop. Status 2, after one line on stderr, for what keeps it from starting.
 
     `--idle SECONDS` ends it, with status 0, once there was nothing to do for so long; `--parent PID` when that ends.
+    `--dead-after SECONDS` without a beat it takes another worker for dead; much less than the 20 of the default makes
+    busy machines lose work in hand.
     """
     own = argparse.ArgumentParser(prog="python -m service worker", add_help=False, allow_abbrev=False)
     own.add_argument("--idle", type=float)
     own.add_argument("--parent", type=int)
+    own.add_argument("--dead-after", type=float, default=DEAD_AFTER)
     flags, rest = own.parse_known_args(argv)
     try:
         settings = load_settings(["--host", "127.0.0.1", *rest])  # a worker listens nowhere, whatever the server does
         logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-        logging.getLogger("dbos").setLevel(max(logging.WARNING, logging.getLogger().level))
         data_dir = settings.data_dir.expanduser()
         url = database_url(data_dir, settings.database_url)
         jobs = Jobs(open_database(url))
@@ -55,7 +58,7 @@ def main(argv: Sequence[str], load: Callable[[Settings], Upscaler] = load_upscal
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, lambda number, frame: worker.stop.set())
     worker.launch()
-    worker.watch(flags.idle, flags.parent)
+    worker.watch(flags.idle, flags.parent, flags.dead_after)
     worker.leave()
     sys.stdout.flush()
     os._exit(0)  # a chunk's thread holds its workflow open, so that DBOS does not take it for done
@@ -69,9 +72,10 @@ class JobWorker:
         self._settings, self._url, self._jobs = settings, url, jobs
         self._roots = [*settings.storage_roots, settings.uploads_place()]
         self._identity = Identity(jobs, data_dir, settings.device)
+        self._claims = Claims(jobs.engine)
         limits = Limits(settings.max_pixels, settings.job_batch, patience=settings.job_patience)
         self._studio = Studio(upscaler, limits, self.stop)
-        self._busy = 0
+        self._in_hand: set[str] = set()  # the names of workflows
         self._idle_since = time.monotonic()
         self._changed = threading.Condition()
 
@@ -88,7 +92,7 @@ class JobWorker:
                 "application_version": VERSION,
                 "executor_id": self._identity.id,
                 "run_migrations": False,
-                "log_level": "WARNING",
+                "log_level": "ERROR",  # it warns of every poll while a database is away; what waits for it says so
             }
         )
         for name, work in (("plan_job", self._plan), ("upscale_chunk", self._chunk), ("write_manifest", self._write)):
@@ -102,13 +106,14 @@ class JobWorker:
         DBOS.register_queue(CHUNKS, worker_concurrency=2, polling_interval_sec=0.1, on_conflict="always_update")
         _log.info("worker %s takes jobs on %s", self._identity.id, self._settings.device)
 
-    def watch(self, idle: float | None, parent: int | None) -> None:
+    def watch(self, idle: float | None, parent: int | None, dead_after: float = DEAD_AFTER) -> None:
         """Look after the dead until it is time to stop."""
-        watch = Watch(self._identity)
+        watch = Watch(self._identity, self._in_hand.copy, dead_after)
         while not self.stop.wait(1.0):
             try:
                 watch.sweep()
-                if self._busy or self._jobs.unfinished():
+                watch.put_back()
+                if self._in_hand or self._jobs.unfinished():
                     self._idle_since = time.monotonic()
             except SQLAlchemyError as error:
                 _log.warning("cannot look after the others: %s", str(error).split("\n")[0])
@@ -121,7 +126,7 @@ class JobWorker:
     def leave(self, patience: float = 120.0) -> None:
         """Wait for the pictures in hand, put the rest back into the queues, and sign off."""
         with self._changed:
-            self._changed.wait_for(lambda: self._busy == 0, patience)
+            self._changed.wait_for(lambda: not self._in_hand, patience)
         try:
             self._identity.leave()
         except SQLAlchemyError as error:  # others find the lock free, or the beat still
@@ -140,9 +145,13 @@ class JobWorker:
     def _held(self, work: Callable[..., None]) -> Callable[..., None]:
         """`work`, tried again until it ends; and never ending once this worker stops, so that it stays in hand."""
 
+        from dbos import DBOS
+
         def run(*arguments: Any) -> None:
+            name = DBOS.workflow_id
+            assert name is not None
             with self._changed:
-                self._busy += 1
+                self._in_hand.add(name)
             pause = 0.5
             while not self.stop.is_set():
                 try:
@@ -153,7 +162,7 @@ class JobWorker:
                     self.stop.wait(pause)
                     pause = min(2 * pause, 30.0)
             with self._changed:
-                self._busy -= 1
+                self._in_hand.remove(name)
                 self._changed.notify_all()
             if self.stop.is_set():
                 threading.Event().wait()
@@ -180,14 +189,15 @@ class JobWorker:
         if jobs.state(id) != "running":
             return
         spec = jobs.spec(id)
-        ledger = _Ledger(jobs, id, number, self._identity)
-        tasks = [Task(**row) for row in jobs.chunk(id, number)]
+        ledger = _Ledger(jobs, self._claims, id, number, self._identity)
         try:
             check_places(spec.input, spec.output, self._roots)
         except NotAllowed as error:
             jobs.fail(id, f"on {self._identity.machine}: {error}")
             return
-        whole = self._studio.run(spec, open_place(spec.input), open_place(spec.output), tasks, ledger)
+        source, target, whole = open_place(spec.input), open_place(spec.output), True
+        while whole and (rows := jobs.chunk(id, number)):  # asked again: what the database lost is not done
+            whole = self._studio.run(spec, source, target, [Task(**row) for row in rows], ledger)
         if not self.stop.is_set():
             manifest_due(jobs, id, stopped=not whole)
 
@@ -204,12 +214,12 @@ class JobWorker:
 class _Ledger:
     """A chunk's claims and results in the database, which is waited for whenever it is away."""
 
-    def __init__(self, jobs: Jobs, id: str, number: int, identity: Identity) -> None:
-        self._jobs, self._id, self._number, self._identity = jobs, id, number, identity
+    def __init__(self, jobs: Jobs, claims: Claims, id: str, number: int, identity: Identity) -> None:
+        self._jobs, self._claims, self._id, self._number, self._identity = jobs, claims, id, number, identity
 
     def begin(self, key: str) -> bool:
         """See `work.Ledger`. Ends the process where others took it for dead: the chunk is theirs, and unfinished."""
-        if persistently(lambda: self._jobs.begin(self._id, self._number, key, self._identity.id)):
+        if persistently(lambda: self._claims.begin(self._id, self._number, key, self._identity.id)):
             return True
         if not persistently(self._identity.beat):
             os._exit(FENCED)
@@ -217,11 +227,16 @@ class _Ledger:
 
     def give_back(self, key: str) -> None:
         """See `work.Ledger`."""
-        persistently(lambda: self._jobs.give_back(self._id, key, self._identity.id))
+        persistently(lambda: self._claims.give_back(self._id, key, self._identity.id))
 
     def record(self, key: str, state: PictureState, record: dict[str, Any]) -> None:
-        """See `work.Ledger`."""
-        persistently(lambda: self._jobs.record(self._id, key, self._identity.id, state, record))
+        """See `work.Ledger`. Where a crash of the database took the claim, it is made once more."""
+
+        def write() -> bool:
+            return self._claims.record(self._id, key, self._identity.id, state, record)
+
+        if not persistently(write) and self.begin(key):
+            persistently(write)
 
     def waiting(self, reason: str | None) -> bool:
         """See `work.Ledger`."""

@@ -1,11 +1,9 @@
-"""Jobs in the database: made, asked for, cancelled, taken up again; and the claims and results of their pictures."""
+"""Jobs in the database: made, asked for, cancelled, taken up again, and dealt out in chunks."""
 
 import json
-import math
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from enum import IntEnum
 from typing import Any
@@ -19,9 +17,12 @@ from service.upscale import UpscaleOptions
 
 VERSION = "sr3-jobs-1"  # of the workflows' arguments; DBOS would hash their source, and an edit strand what is queued
 PLANS, CHUNKS, MANIFESTS = "sr3-plans", "sr3-chunks", "sr3-manifests"
-MIN_CHUNK, MAX_CHUNK, MAX_ATTEMPTS = 4, 100, 3
+MAX_ATTEMPTS = 3
 ACTIVE, OVER = ("planning", "running"), ("done", "failed", "cancelled")
 _RATE_SECONDS = 60.0
+# A chunk is a thirty-second of a job, within these bytes of files, each counted as so much larger than it is: eight
+# small pictures at least, so that a chunk's own cost is little; a large one alone, so that several workers find work.
+_CHUNKS, _CHUNK_BYTES, _PICTURE_BYTES = 32, (1 << 20, 1 << 26), 1 << 17
 
 
 class PictureState(IntEnum):
@@ -215,18 +216,19 @@ class Jobs:
         """Put the pending pictures that are in no chunk into chunks, queue those, and let the job run."""
         with self.engine.begin() as connection:
             row = self._lock(connection, id, ACTIVE)
-            waiting = connection.execute(_WAITING, {"job": id}).scalar_one()
-            size = max(MIN_CHUNK, min(MAX_CHUNK, math.ceil(waiting / 64)))
-            first, number = row["next_chunk"], math.ceil(waiting / size)
-            connection.execute(_ASSIGN, {"job": id, "first": first, "size": size})
-            for chunk in range(first, first + number):
+            first, more = row["next_chunk"], {"job": id, "more": _PICTURE_BYTES}
+            waiting = connection.execute(_WAITING, more).scalar_one()
+            size = max(_CHUNK_BYTES[0], min(_CHUNK_BYTES[1], int(waiting) // _CHUNKS))
+            connection.execute(_ASSIGN, {**more, "first": first, "size": size})
+            chunks = connection.execute(_ASSIGNED, {"job": id, "first": first}).scalars().all()
+            for chunk in chunks:
                 self.enqueue(connection, CHUNKS, "upscale_chunk", f"{id}:{chunk}", id, chunk)
             counts = {state.name.lower(): 0 for state in PictureState} | {
                 PictureState(state).name.lower(): count for state, count in connection.execute(_COUNTS, {"job": id})
             }
             total = sum(counts.values())
             counts.pop("pending")
-            values = {"state": "running", "total": total, "next_chunk": first + number, **counts}
+            values = {"state": "running", "total": total, "next_chunk": max(chunks, default=first - 1) + 1, **counts}
             connection.execute(sa.update(jobs).where(jobs.c.id == id).values(values))
 
     def fail(self, id: str, reason: str) -> None:
@@ -247,46 +249,6 @@ class Jobs:
         with self.engine.connect() as connection:
             return connection.execute(query.order_by(pictures.c.key)).mappings().all()
 
-    def begin(self, id: str, number: int, key: str, owner: str) -> bool:
-        """Count one more attempt at a picture, before anything is done to it that might end the process.
-
-        False where the chunk is not this worker's any more: the job was cancelled or the worker given up for dead.
-        """
-        with self._soon() as connection:
-            values = {"job": id, "key": key, "chunk": number, "owner": owner}
-            return connection.execute(_BEGIN, values).rowcount == 1
-
-    def give_back(self, id: str, key: str, owner: str) -> None:
-        """Take an attempt back that the worker outlived, and that came to no result yet."""
-        with self._soon() as connection:
-            connection.execute(_GIVE_BACK, {"job": id, "key": key, "owner": owner})
-
-    def record(self, id: str, key: str, owner: str, state: PictureState, record: dict[str, Any]) -> bool:
-        """Write down how a picture went. False where it is not this worker's any more."""
-        values = {
-            "job": id,
-            "key": key,
-            "owner": owner,
-            "state": int(state),
-            "now": time.time(),
-            "bytes": record.get("output_bytes"),
-            "record": json.dumps(record, ensure_ascii=False),
-        }
-        with self._soon() as connection:
-            if connection.execute(_RECORD, values).rowcount != 1:
-                return False
-            column = jobs.c[state.name.lower()]
-            connection.execute(sa.update(jobs).where(jobs.c.id == id).values({column: column + 1}))
-            return True
-
-    @contextmanager
-    def _soon(self) -> Iterator[Connection]:
-        """A transaction that Postgres need not have on its disk at once: lost in a crash, a picture is done again."""
-        with self.engine.begin() as connection:
-            if self.engine.dialect.name == "postgresql":
-                connection.execute(text("SET LOCAL synchronous_commit TO OFF"))
-            yield connection
-
     def _lock(self, connection: Connection, id: str, states: Sequence[str]) -> RowMapping:
         row = connection.execute(sa.select(jobs).where(jobs.c.id == id).with_for_update()).mappings().first()
         if row is None:
@@ -296,27 +258,17 @@ class Jobs:
         return row
 
 
-_BEGIN = text(
-    """UPDATE sr3_pictures SET attempts = attempts + 1, owner = :owner
-    WHERE job = :job AND key = :key AND chunk = :chunk AND state = 0
-    AND EXISTS (SELECT 1 FROM sr3_jobs WHERE id = :job AND state = 'running')
-    AND EXISTS (SELECT 1 FROM sr3_workers WHERE id = :owner AND adopter IS NULL)"""
+_WAITING = text(
+    "SELECT coalesce(sum(source_bytes + :more), 0) FROM sr3_pictures WHERE job = :job AND state = 0 AND chunk = 0"
 )
-_GIVE_BACK = text(
-    "UPDATE sr3_pictures SET attempts = attempts - 1 WHERE job = :job AND key = :key AND owner = :owner AND state = 0"
-)
-_RECORD = text(
-    """UPDATE sr3_pictures SET state = :state, finished = :now, output_bytes = :bytes, record = :record
-    WHERE job = :job AND key = :key AND owner = :owner AND state = 0"""
-)
-
-
-_WAITING = text("SELECT count(*) FROM sr3_pictures WHERE job = :job AND state = 0 AND chunk = 0")
 _ASSIGN = text(
-    """UPDATE sr3_pictures SET chunk = :first + numbered.place / :size
-    FROM (SELECT key, row_number() OVER (ORDER BY key) - 1 AS place FROM sr3_pictures
-          WHERE job = :job AND state = 0 AND chunk = 0) AS numbered
-    WHERE sr3_pictures.job = :job AND sr3_pictures.key = numbered.key"""
+    """UPDATE sr3_pictures SET chunk = :first + CAST(listed.before AS bigint) / :size
+    FROM (SELECT key, sum(source_bytes + :more) OVER (ORDER BY key) - source_bytes - :more AS before FROM sr3_pictures
+          WHERE job = :job AND state = 0 AND chunk = 0) AS listed
+    WHERE sr3_pictures.job = :job AND sr3_pictures.key = listed.key"""
+)
+_ASSIGNED = text(
+    "SELECT DISTINCT chunk FROM sr3_pictures WHERE job = :job AND state = 0 AND chunk >= :first ORDER BY chunk"
 )
 _COUNTS = text("SELECT state, count(*) FROM sr3_pictures WHERE job = :job GROUP BY state")
 

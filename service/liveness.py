@@ -11,6 +11,7 @@ import secrets
 import socket
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ import sqlalchemy as sa
 from service.database import workers
 from service.jobs import Jobs
 
-DEAD_AFTER, BEAT_EVERY = 20.0, 2.0
+DEAD_AFTER, BEAT_EVERY, LOOK_EVERY = 20.0, 2.0, 4.0
+_LEAN: dict[str, Any] = {"load_input": False, "load_output": False}
 _log = logging.getLogger("service.jobs")
 
 
@@ -53,11 +55,34 @@ class Identity:
 
 
 class Watch:
-    """One worker's eye on the others."""
+    """One worker's eye on the others, and on what the database takes for its own: `in_hand` says what really is."""
 
-    def __init__(self, identity: Identity) -> None:
-        self._me = identity
+    def __init__(
+        self, identity: Identity, in_hand: Callable[[], set[str]] = set, dead_after: float = DEAD_AFTER
+    ) -> None:
+        self._me, self._in_hand, self._dead_after = identity, in_hand, dead_after
         self._seen: dict[str, tuple[int, float]] = {}
+        self._strays: set[str] = set()
+        self._looked = time.monotonic()
+
+    def put_back(self) -> None:
+        """Queue again what the database says is in hand here and was not at two looks in a row.
+
+        So it is with a claim that the database made while it went down, before it could say so. Raises its errors.
+        """
+        if time.monotonic() - self._looked < LOOK_EVERY:
+            return
+        self._looked = time.monotonic()
+        in_hand = self._in_hand()
+        mine = {
+            each.workflow_id: each.queue_name
+            for each in self._me.jobs.client.list_workflows(status="PENDING", executor_id=self._me.id, **_LEAN)
+        }
+        strays = mine.keys() - in_hand - self._in_hand()
+        for id in strays & self._strays:
+            _log.warning("%s was left behind; it is in the queue again", id)
+            self._me.jobs.client.resume_workflows([id], queue_name=mine[id])
+        self._strays = strays
 
     def sweep(self) -> list[str]:
         """Adopt the work of the workers found dead; their names. Raises the database's errors, and then begins anew."""
@@ -70,7 +95,7 @@ class Watch:
                 for row in rows
                 if row.id != self._me.id
             }
-            dead = [id for id, (_, since) in self._seen.items() if now - since > DEAD_AFTER or self._is_gone(id)]
+            dead = [id for id, (_, since) in self._seen.items() if now - since > self._dead_after or self._is_gone(id)]
             adopted = [id for id in dead if _adopt(self._me.jobs, id, self._me.id, self._seen[id][0])]
         except Exception:
             self._seen = {}  # while the database was away no beat could be told
@@ -107,9 +132,8 @@ def _adopt(jobs: Jobs, id: str, adopter: str, beat: int | None) -> bool:
         taken = sa.update(workers).where(which).values(adopter=adopter, beat=workers.c.beat + 1)
         if connection.execute(taken).rowcount != 1:
             return False
-    lean: dict[str, Any] = {"load_input": False, "load_output": False}
     queues = defaultdict(list)
-    for each in jobs.client.list_workflows(status="PENDING", executor_id=id, **lean):
+    for each in jobs.client.list_workflows(status="PENDING", executor_id=id, **_LEAN):
         queues[each.queue_name].append(each.workflow_id)
     for queue, ids in queues.items():
         jobs.client.resume_workflows(ids, queue_name=queue)

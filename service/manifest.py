@@ -39,10 +39,10 @@ def write_manifest(jobs: Jobs, id: str) -> None:
 
 
 def manifest_due(jobs: Jobs, id: str, stopped: bool = False) -> None:
-    """Queue the writing of the manifest where the job is over, was `stopped`, or has grown by a tenth since the last.
+    """Queue the writing of the manifest where the job is over, was `stopped`, or has grown by a quarter since the last.
 
-    One at a time is written, and each state of a job once. By tenths, what is written in all stays a small multiple of
-    the manifest's final size.
+    One at a time is written, and each state of a job once. By quarters, what is written in all stays a small multiple
+    of the manifest's final size.
     """
     with jobs.engine.begin() as connection:
         row = connection.execute(sa.select(jobs_table).where(jobs_table.c.id == id).with_for_update()).first()
@@ -50,7 +50,7 @@ def manifest_due(jobs: Jobs, id: str, stopped: bool = False) -> None:
             return
         finished = row.done + row.failed + row.kept
         pending = row.total - finished
-        grown = finished >= 100 and finished >= 1.1 * row.manifested
+        grown = finished >= 100 and finished >= 1.25 * row.manifested
         if pending == 0 or stopped or grown:
             if grown:
                 mine = sa.update(jobs_table).where(jobs_table.c.id == id)

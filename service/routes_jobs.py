@@ -76,8 +76,8 @@ class JobView(BaseModel):
     state: Literal["planning", "running", "done", "cancelled", "failed"] = Field(description="where it stands")
     created: float = Field(description="when it was made, seconds since 1970")
     finished: float | None = Field(description="when it ended")
-    input: str = Field(description="where the pictures are")
-    output: str = Field(description="where the results go")
+    input: str | None = Field(description="where the pictures are; null: in an archive that was uploaded")
+    output: str | None = Field(description="where the results go; null: into the archive that is the result")
     settings: dict[str, Any] = Field(description="as asked for")
     total: int = Field(description="pictures in all")
     done: int = Field(description="pictures enlarged")
@@ -119,13 +119,15 @@ def _add_making(router: APIRouter, desk: Desk) -> None:
     def make(response: Response, body: Annotated[JobBody, Body()]) -> JobView:
         """Enlarge every picture of a folder or bucket into another. Workers do it; this answers at once."""
         spec = _spec(desk.settings, body.input, body.output, body, body.recursive, body.overwrite)
+        for field, url in (("input", body.input), ("output", body.output)):
+            try:
+                open_place(url)
+            except (ValueError, StorageError) as error:
+                raise _refused(field, url, str(error)) from error
         try:
             desk.spec_allowed(spec)
-            open_place(spec.input), open_place(spec.output)
         except NotAllowed as error:
             raise _refused(error.field, getattr(body, error.field), str(error)) from error
-        except ValueError as error:
-            raise _refused("input", body.input, str(error)) from error
         return _made(desk, response, _asked(lambda: desk.jobs.create(spec)))
 
     @router.post(
@@ -267,8 +269,8 @@ def _view(status: JobStatus) -> JobView:
         state=status.state,  # type: ignore[arg-type]
         created=status.created,
         finished=status.finished,
-        input=spec.input,
-        output=spec.output,
+        input=None if status.upload else spec.input,
+        output=None if status.upload else spec.output,
         settings={**asked, **more},
         total=status.total,
         done=status.done,

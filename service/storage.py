@@ -20,6 +20,7 @@ _BUCKET = re.compile(r"(s3|gs|az)://[^/]+")
 _PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EAGAIN, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT}
 _TEMPORARY = re.compile(r"\..*\.part-\d+-\d+")
 _CLOUDS = ("AWS", "GOOGLE", "AZURE")
+_METADATA = "169.254.169.254"  # where a cloud's own machines are told their credentials; asked where none are given
 _count = itertools.count()
 
 
@@ -183,7 +184,10 @@ class Bucket:
                 "allow_http": plain,
             },
         }
-        self._store = from_url(url, **options)
+        try:
+            self._store = from_url(url, **options)
+        except Exception as error:  # obstore's, one kind for each cloud: the address or the environment is at fault
+            raise StorageError(f"{url}: {_first_line(error)}{_hint(url)}") from error
 
     @property
     def url(self) -> str:
@@ -208,7 +212,7 @@ class Bucket:
         """See `Place`."""
         import obstore
 
-        with _of_bucket(key):
+        with _of_bucket(key, self.url):
             return bytes(obstore.get(self._store, key).bytes())
 
     def size(self, key: str) -> int | None:
@@ -216,7 +220,7 @@ class Bucket:
         import obstore
 
         try:
-            with _of_bucket(key):
+            with _of_bucket(key, self.url):
                 return int(obstore.head(self._store, key)["size"])
         except FileNotFoundError:
             return None
@@ -226,13 +230,13 @@ class Bucket:
         import obstore
 
         if isinstance(parts, bytes):
-            with _of_bucket(key):
+            with _of_bucket(key, self.url):
                 obstore.put(self._store, key, parts)
             return len(parts)
         with tempfile.TemporaryFile() as file:  # the parts may come from a bucket, which obstore cannot do within a put
             size = sum(file.write(part) for part in parts)
             file.seek(0)
-            with _of_bucket(key):
+            with _of_bucket(key, self.url):
                 obstore.put(self._store, key, file)
         return size
 
@@ -240,7 +244,7 @@ class Bucket:
         """See `Place`."""
         import obstore
 
-        with _of_bucket(key):
+        with _of_bucket(key, self.url):
             yield from map(bytes, obstore.get(self._store, key).stream(min_chunk_size=1 << 20))
 
     def clear(self) -> None:
@@ -258,8 +262,8 @@ class Bucket:
 class _of_bucket:  # a context manager, named for how it reads: `with _of_bucket(key):`
     """Turns obstore's errors into this module's."""
 
-    def __init__(self, key: str) -> None:
-        self._key = key
+    def __init__(self, key: str, url: str = "") -> None:
+        self._key, self._url = key, url or key
 
     def __enter__(self) -> None:
         return None
@@ -274,7 +278,8 @@ class _of_bucket:  # a context manager, named for how it reads: `with _of_bucket
         if isinstance(error, exceptions.InvalidPathError | exceptions.NotSupportedError):
             raise StorageError(f"{self._key}: {error}") from error
         if isinstance(error, exceptions.BaseError | OSError):
-            raise StorageTrouble(f"{self._key}: {_first_line(error)}") from error
+            reason = _first_line(error)
+            raise StorageTrouble(f"{self._key}: {reason}{_hint(self._url) if _METADATA in reason else ''}") from error
 
 
 class Missing(StorageError, FileNotFoundError):
@@ -288,6 +293,12 @@ def _of_os(error: OSError, key: str) -> StorageError:
     if isinstance(error, FileNotFoundError):
         return Missing(f"{key}: {reason}")
     return (StorageTrouble if error.errno in _PASSING else StorageError)(f"{key}: {reason}")
+
+
+def _hint(url: str) -> str:
+    names = {"s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY", "gs": "GOOGLE_SERVICE_ACCOUNT"}
+    wanted = names.get(url.partition("://")[0], "AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ACCOUNT_KEY")
+    return f" (credentials come from the environment: {wanted}, …)"
 
 
 def _first_line(error: BaseException) -> str:

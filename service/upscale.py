@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from sr3.images import Picture
 
 if TYPE_CHECKING:
+    from service.requests import UpscaleRequest, UsedSettings
     from service.settings import Settings
 
 STAGES: dict[int, tuple[str, ...]] = {1: (), 4: ("x4",), 16: ("x4", "x16")}
@@ -87,6 +89,48 @@ class Upscaler:
             options.consistency,
             on_tile=tell,
         )
+
+    def metadata(self, picture: Picture, seed: int, options: UpscaleOptions) -> dict[str, str]:
+        """What the file of a result says of how it was made, the same as `POST /upscale` writes."""
+        from service.metadata import metadata_of
+        from service.requests import UpscaleRequest
+
+        request = UpscaleRequest(picture, seed, options)
+        return metadata_of(request, self.used(request), self._versions)
+
+    def used(self, request: UpscaleRequest) -> UsedSettings:
+        """What `upscale` does for this request."""
+        from service.describe import model_name, sampler_name
+        from service.requests import UsedSettings
+
+        options = request.options
+        height, width = request.picture.pixels.shape[:2]
+        return UsedSettings(
+            base_model=None,
+            sampler=None,
+            steps=None,
+            guidance_scale=None,
+            base_size=(width, height),
+            upscale=options.factor,
+            sr_model=model_name(self._settings.sr_model),
+            sr_hash=self._hash,
+            sr_sampler=options.scheduler or sampler_name(self.pipeline),
+            sr_steps=self._settings.sr_steps if options.steps is None else options.steps,
+            aug_level=options.aug_level or 0.0,
+            consistency=options.consistency,
+        )
+
+    @cached_property
+    def _hash(self) -> str | None:
+        from service.describe import sr_hash
+
+        return sr_hash(self._settings)
+
+    @cached_property
+    def _versions(self) -> dict[str, str]:
+        from service.describe import versions
+
+        return versions()
 
     def with_scheduler(self, name: str | None) -> Any:
         """The pipeline with this scheduler; its own for None."""

@@ -24,6 +24,7 @@ from service.storage import Place, StorageError, StorageTrouble
 from service.upscale import UpscaleOptions
 
 _log = logging.getLogger("service.jobs")
+_WRITERS = 4  # they mostly wait for the disk
 
 
 class Upscaler(Protocol):
@@ -31,6 +32,10 @@ class Upscaler(Protocol):
 
     def upscale(self, pictures: Sequence[Picture], seeds: Sequence[int], options: UpscaleOptions) -> list[Picture]:
         """Each picture, `options.factor` times as large."""
+        ...
+
+    def metadata(self, picture: Picture, seed: int, options: UpscaleOptions) -> dict[str, str]:
+        """What the file of a result says of how it was made; called by any thread."""
         ...
 
 
@@ -118,7 +123,7 @@ class Studio:
         self.limits = limits
         self.stop = stop
         self.budget = Budget(limits.bytes_in_hand)
-        self.writers = ThreadPoolExecutor(2, "writer")
+        self.writers = ThreadPoolExecutor(_WRITERS, "writer")
         self.upscaler = upscaler
         self.device = threading.Lock()
 
@@ -153,7 +158,7 @@ class _Chunk:
                 self._drop(batch)
                 continue
             writing += self._enlarge(batch)
-            while len(writing) > self.studio.limits.batch:  # what a kill would lose stays about what is in hand
+            while len(writing) >= _WRITERS * self.studio.limits.batch:
                 writing.pop(0).result()
         for each in writing:
             each.result()
@@ -276,7 +281,8 @@ class _Chunk:
             small = item.picture.pixels.shape
             if (height, width) != (options.factor * small[0], options.factor * small[1]):
                 raise RuntimeError(f"promised ×{options.factor} of {small[1]}x{small[0]}, made {width}x{height}")
-            data = encode_picture(result, output_format(task.key, options.format), options.quality)
+            metadata = self.studio.upscaler.metadata(item.picture, seed, options)
+            data = encode_picture(result, output_format(task.key, options.format), options.quality, metadata)
             self._patiently(lambda: self.target.write(output, data))
         except Stopped:
             self.ledger.give_back(task.key)

@@ -31,13 +31,18 @@ class FakeUpscaler:
         for picture in pictures:
             if path := os.environ.get("JOBS_LOG"):
                 with open(path, "a") as log:
-                    log.write(f"{hashlib.sha256(picture.pixels.tobytes()).hexdigest()} {len(pictures)}\n")
+                    digest = hashlib.sha256(picture.pixels.tobytes()).hexdigest()
+                    log.write(f"{digest} {len(pictures)} {os.getpid()}\n")
             time.sleep(float(os.environ.get("JOBS_SECONDS", "0")))
             if picture.pixels[0, 0, 0] == POISON:
                 os.kill(os.getpid(), signal.SIGKILL)
             if picture.pixels[0, 0, 0] == BROKEN:
                 raise RuntimeError("the model failed")
         return [_large(*each, options.factor) for each in zip(pictures, seeds, strict=True)]
+
+    def metadata(self, picture: Picture, seed: int, options: UpscaleOptions) -> dict[str, str]:
+        """See `work.Upscaler`."""
+        return {"parameters": f"Seed: {seed}"}
 
 
 def _large(picture: Picture, seed: int, factor: int) -> Picture:

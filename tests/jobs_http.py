@@ -1,6 +1,8 @@
-"""A real server around an application, for tests of routes that stand alone."""
+"""The routes of jobs in an application of their own with fake workers; a real server around it, here or as a process
+(`python -m tests.jobs_http PORT`, the settings from the environment)."""
 
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +12,23 @@ from fastapi import FastAPI
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.openapi import add_problem_schema
+from service.problems import add_problem_handlers
+from service.routes_jobs import jobs_router
+from service.settings import Settings, load_settings
 from tests.service_fakes import wait_until
+
+FAKE = [sys.executable, "-m", "tests.jobs_fakes"]
+
+
+def jobs_app(settings: Settings) -> FastAPI:
+    """An application that has nothing but jobs."""
+    app = FastAPI()
+    app.add_middleware(RequestIds)
+    add_problem_handlers(app)
+    add_problem_schema(app)
+    app.include_router(jobs_router(settings, FAKE))
+    return app
 
 
 class RequestIds:
@@ -44,3 +62,7 @@ def running(app: FastAPI) -> Iterator[str]:
         finally:
             server.should_exit = True
             thread.join(60)
+
+
+if __name__ == "__main__":
+    uvicorn.run(jobs_app(load_settings([])), port=int(sys.argv[1]), log_level="error")

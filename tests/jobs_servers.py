@@ -23,9 +23,13 @@ def free_port() -> int:
 
 
 class Postgres:
-    """A cluster in a folder of its own, owned by the postgres user where the tests run as root, on loopback."""
+    """A cluster in a folder of its own, owned by the postgres user where the tests run as root, on loopback.
 
-    def __init__(self) -> None:
+    Without `sync`, what is committed is left to the operating system, which outlives it, and the disk not waited for.
+    """
+
+    def __init__(self, sync: bool = False) -> None:
+        self._sync = sync
         places = [
             *sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True),
             Path("/usr/bin"),
@@ -47,7 +51,8 @@ class Postgres:
 
     def start(self) -> None:
         """Start the server and wait for it."""
-        settings = ("listen_addresses=127.0.0.1", f"unix_socket_directories={self._data}", "max_connections=200")
+        settings = ["listen_addresses=127.0.0.1", f"unix_socket_directories={self._data}", "max_connections=200"]
+        settings += [] if self._sync else ["fsync=off"]
         options = " ".join([f"-p {self.port}", *(f"-c {each}" for each in settings)])
         log = self._data / "log"
         self._run("pg_ctl", "--pgdata", self._data, "--wait", "--log", log, "--options", options, "start")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from service.claims import Claims
 from service.database import database_url, open_database, workers
 from service.jobs import Conflict, Jobs, JobSpec, PictureState
 from service.manifest import write_manifest
@@ -54,12 +56,12 @@ def do(jobs: Jobs, id: str, state: PictureState = PictureState.DONE) -> None:
     """Record every pending picture as done, with a result of its name's length in bytes."""
     spec = jobs.spec(id)
     for key, (number, _) in chunks(jobs, id).items():
-        assert jobs.begin(id, number, key, ME)
+        assert Claims(jobs.engine).begin(id, number, key, ME)
         record: dict[str, Any] = {"source": key, "output": key, "state": state.name.lower(), "seconds": 1.0}
         if state is PictureState.DONE:
             size = Folder(Path(spec.output)).write(key, key.encode())
             record |= {"output_bytes": size, "source_bytes": (Path(spec.input) / key).stat().st_size}
-        assert jobs.record(id, key, ME, state, record)
+        assert Claims(jobs.engine).record(id, key, ME, state, record)
 
 
 def lines(folder: str) -> list[dict[str, Any]]:
@@ -139,21 +141,23 @@ def test_planning_again_changes_nothing(jobs: Jobs, spec: JobSpec) -> None:
 def test_a_claim_needs_the_chunk_the_running_job_and_a_living_worker(jobs: Jobs, spec: JobSpec) -> None:
     id = planned(jobs, spec)
     key, (number, _) = next(iter(chunks(jobs, id).items()))
-    assert not jobs.begin(id, number + 1, key, ME)
-    assert not jobs.begin(id, number, key, "struck off")
-    assert jobs.begin(id, number, key, ME)
-    assert not jobs.record(id, key, "another", PictureState.DONE, {})
+    assert not Claims(jobs.engine).begin(id, number + 1, key, ME)
+    assert not Claims(jobs.engine).begin(id, number, key, "struck off")
+    assert Claims(jobs.engine).begin(id, number, key, ME)
+    assert not Claims(jobs.engine).record(id, key, "another", PictureState.DONE, {})
     jobs.cancel(id)
-    assert not jobs.begin(id, number, key, ME)
-    assert jobs.record(id, key, ME, PictureState.DONE, {"source": key, "state": "done"})
-    assert not jobs.record(id, key, ME, PictureState.FAILED, {})
+    assert not Claims(jobs.engine).begin(id, number, key, ME)
+    assert Claims(jobs.engine).record(id, key, ME, PictureState.DONE, {"source": key, "state": "done"})
+    assert not Claims(jobs.engine).record(id, key, ME, PictureState.FAILED, {})
 
 
 def test_what_failed_or_was_left_is_taken_up(jobs: Jobs, spec: JobSpec) -> None:
     id = planned(jobs, spec)
     key, (number, _) = next(iter(chunks(jobs, id).items()))
-    assert jobs.begin(id, number, key, ME)
-    jobs.record(id, key, ME, PictureState.FAILED, {"source": key, "output": key, "state": "failed", "error": "x"})
+    assert Claims(jobs.engine).begin(id, number, key, ME)
+    Claims(jobs.engine).record(
+        id, key, ME, PictureState.FAILED, {"source": key, "output": key, "state": "failed", "error": "x"}
+    )
     assert jobs.status(id).failures[0]["error"] == "x"
     with pytest.raises(Conflict, match="running"):
         jobs.take_up(id)
@@ -166,7 +170,7 @@ def test_what_failed_or_was_left_is_taken_up(jobs: Jobs, spec: JobSpec) -> None:
     after = chunks(jobs, id)
     assert len(after) == 4
     assert number not in {chunk for chunk, _ in after.values()}
-    assert not jobs.begin(id, number, key, ME)
+    assert not Claims(jobs.engine).begin(id, number, key, ME)
 
 
 def test_two_jobs_do_not_write_to_one_place(jobs: Jobs, spec: JobSpec) -> None:
@@ -228,3 +232,15 @@ def test_a_name_that_is_not_text_is_a_failure_by_name(jobs: Jobs, spec: JobSpec)
     (failure,) = jobs.status(id).failures
     assert failure["source"] == "bad\\udcff.png"
     assert "UTF-8" in failure["error"]
+
+
+def test_results_of_several_threads_are_each_written_down_and_counted(jobs: Jobs, spec: JobSpec) -> None:
+    id = planned(jobs, spec)
+    claims = Claims(jobs.engine)
+    keys = chunks(jobs, id)
+    assert all(claims.begin(id, number, key, ME) for key, (number, _) in keys.items())
+    with ThreadPoolExecutor(8) as threads:
+        twice = [*keys, *keys]
+        taken = list(threads.map(lambda key: claims.record(id, key, ME, PictureState.DONE, {"source": key}), twice))
+    assert sum(taken) == len(keys)
+    assert jobs.status(id).done == len(keys)

@@ -3,13 +3,19 @@
 import io
 import re
 import shutil
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from PIL import Image
 
+from service.claims import Claims
+from service.database import database_url, open_database, workers
+from service.jobs import Jobs, PictureState
+from service.plan import plan
 from tests.service_fakes import Running, serving, wait_until
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -18,7 +24,8 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium; on Debian
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with serving(tmp_path_factory.mktemp("fake"), step_seconds=0.03) as running:
+    data = tmp_path_factory.mktemp("data")
+    with serving(tmp_path_factory.mktemp("fake"), step_seconds=0.03, data_dir=data, job_workers=0) as running:
         yield running
 
 
@@ -176,3 +183,33 @@ def test_every_control_has_a_name(page: Any) -> None:
             .map((each) => each.outerHTML)"""
     )
     assert unnamed == []
+
+
+def test_a_job_shows_how_far_it_is_and_is_cancelled_and_forgotten(page: Any, server: Running) -> None:
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as out:
+        for name in ("a.png", "b.png", "c.png", "d.png"):
+            out.writestr(name, png())
+    made = server.client.post("/jobs/zip", content=archive.getvalue()).json()
+    id = made["id"]
+    jobs = Jobs(open_database(database_url(server.app.state.settings.data_dir, None)))
+    plan(jobs, id)  # as a worker does, and two of the pictures
+    with jobs.engine.begin() as connection:
+        connection.execute(sa.insert(workers), [{"id": id, "beat": 0}])
+    for key, state in (("a.png", PictureState.DONE), ("b.png", PictureState.FAILED)):
+        assert Claims(jobs.engine).begin(id, 1, key, id)
+        Claims(jobs.engine).record(id, key, id, state, {"source": key, "error": "it is damaged"})
+    page.reload()
+    job = page.locator(f"#job-{id}")
+    job.get_by_text("running: 1 of 4, 1 failed").wait_for()
+    assert "A ZIP of pictures" in job.inner_text()
+    bar = job.locator("progress")
+    assert bar.evaluate("bar => bar.value / bar.max") == 0.5
+    assert bar.evaluate("bar => getComputedStyle(bar).backgroundColor") != "rgb(255, 255, 255)"
+    job.get_by_role("button", name="Cancel").click()
+    job.get_by_text("cancelled: 1 of 4, 1 failed").wait_for()
+    job.get_by_text("What failed").click()
+    job.get_by_text("b.png: it is damaged").wait_for()
+    job.get_by_role("button", name="Forget").click()
+    job.wait_for(state="detached")
+    jobs.close()

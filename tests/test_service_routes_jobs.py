@@ -3,27 +3,21 @@
 import io
 import json
 import os
-import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
-from fastapi import FastAPI
 
 from service.archive import MAX_FILES, BadArchive, packed, unpack
-from service.openapi import add_problem_schema
-from service.problems import add_problem_handlers
-from service.routes_jobs import jobs_router
 from service.settings import Settings
 from service.storage import Folder
 from tests.jobs_fakes import BROKEN, fill, picture_bytes
-from tests.jobs_http import RequestIds, running
+from tests.jobs_http import jobs_app, running
 from tests.service_fakes import problem, wait_until
 
 ROOT = Path(__file__).parent.parent
-FAKE = [sys.executable, "-m", "tests.jobs_fakes"]
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +30,7 @@ def client(root: Path) -> Iterator[httpx.Client]:
     """A server with one worker, which may use `root`/free alone."""
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     settings = Settings(data_dir=root / "data", storage_roots=[str(root / "free")], max_archive_bytes=200_000)
-    app = FastAPI()
-    app.add_middleware(RequestIds)
-    add_problem_handlers(app)
-    add_problem_schema(app)
-    app.include_router(jobs_router(settings, FAKE))
-    with running(app) as url, httpx.Client(base_url=url, timeout=30) as client:
+    with running(jobs_app(settings)) as url, httpx.Client(base_url=url, timeout=30) as client:
         yield client
 
 
@@ -94,6 +83,7 @@ def test_an_archive_goes_in_and_comes_out(client: httpx.Client, root: Path) -> N
     made = client.post("/jobs/zip", params={"factor": 4, "steps": 0}, content=archive(files))
     assert made.status_code == 201, made.text
     id = made.json()["id"]
+    assert (made.json()["input"], made.json()["output"]) == (None, None)  # the server's own folders
     wait_until(lambda: over(client, id), 60)
     answer = client.get(f"/jobs/{id}/result.zip")
     with zipfile.ZipFile(io.BytesIO(answer.content)) as result:
@@ -112,6 +102,7 @@ def test_an_archive_goes_in_and_comes_out(client: httpx.Client, root: Path) -> N
         ({"output": "{root}/free/in/deeper"}, "output"),
         ({"output": "{root}/free/../data"}, "output"),
         ({"output": "s3://bucket/x"}, "output"),
+        ({"output": "ftp://host/x"}, "output"),
         ({"input": "{root}/data/uploads/x"}, "input"),
         ({"factor": 3}, "factor"),
         ({"steps": -1}, "steps"),

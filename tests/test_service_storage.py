@@ -21,14 +21,6 @@ from service.storage import (
 from tests.jobs_servers import S3
 
 
-@pytest.fixture(scope="module")
-def s3() -> Iterator[S3]:
-    server = S3()
-    server.make_bucket("pictures")
-    yield server
-    server.close()
-
-
 @pytest.fixture(params=["folder", "bucket"])
 def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     if request.param == "folder":
@@ -145,3 +137,16 @@ def test_no_roots_allow_nothing_and_other_schemes_are_unknown() -> None:
     for url in ("http://host/x", "file:///etc", "s3:///x"):
         with pytest.raises(ValueError, match="neither a folder nor"):
             open_place(url)
+
+
+@pytest.mark.parametrize("name", ["GOOGLE_APPLICATION_CREDENTIALS", "AZURE_STORAGE_ACCOUNT_NAME"])
+def test_a_cloud_whose_credentials_are_wrong_is_one_clear_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for each in [each for each in os.environ if each.startswith(("GOOGLE_", "AZURE_"))]:
+        monkeypatch.delenv(each)
+    if name.startswith("GOOGLE"):
+        monkeypatch.setenv(name, "/none.json")
+    url = "gs://bucket/x" if name.startswith("GOOGLE") else "az://container/x"
+    with pytest.raises(StorageError, match=r"\(credentials come from the environment: (GOOGLE|AZURE)_") as caught:
+        open_place(url)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(url)

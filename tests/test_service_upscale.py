@@ -1,8 +1,11 @@
 """The shared path of uploaded pictures: batches, progress, stopping, defaults."""
 
+import json
+
 import numpy as np
 import pytest
 
+from service.describe import sr_hash, versions
 from service.settings import Settings
 from service.upscale import Progress, UpscaleOptions, Upscaler
 from sr3.images import Picture
@@ -66,3 +69,12 @@ def test_what_cannot_be_done_is_a_value_error(upscaler: Upscaler) -> None:
         upscaler.upscale([picture(1), picture(2, 1)], [1, 2], UpscaleOptions())
     with pytest.raises(ValueError, match="scheduler is 'no'"):
         upscaler.upscale([picture(1)], [1], UpscaleOptions(scheduler="no"))
+
+
+def test_a_result_says_how_it_was_made(upscaler: Upscaler) -> None:
+    text = upscaler.metadata(picture(1), 7, UpscaleOptions(16, scheduler="Euler"))
+    made = json.loads(text["settings"])
+    assert (made["seed"], made["upscale"], made["sr_steps"], made["sr_sampler"]) == (7, 16, 2, "Euler")
+    assert (made["sr_model"], made["sr_hash"]) == ("bundled", sr_hash(Settings()))
+    assert made["versions"] == versions()
+    assert "Seed: 7, Size: 16x12, Hires upscale: 16, Hires steps: 2, Hires upscaler: SR3 bundled" in text["parameters"]

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from service.jobs import JobSpec, PictureState
-from service.pictures import Picture
+from service.pictures import Picture, read_metadata
 from service.storage import StorageTrouble
 from service.upscale import UpscaleOptions
 from service.work import Limits, Studio, Task
@@ -123,6 +123,7 @@ def test_each_picture_is_enlarged_and_written_down() -> None:
     assert state is PictureState.DONE
     assert (record["size"], record["output_size"]) == ([16, 16], [64, 64])
     assert record["output_bytes"] == len(target.files["3.png"])
+    assert read_metadata(target.files["3.png"]) == {"parameters": f"Seed: {record['seed']}"}
     assert record["settings"]["factor"] == 4
     assert {"sha256", "seed", "seconds", "attempts"} <= set(record)
 

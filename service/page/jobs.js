@@ -77,7 +77,7 @@ function actions(job) {
 function draw(job) {
   const finished = job.done + job.kept + job.failed;
   const row = element("div", { className: "row" });
-  row.append(element("b", { textContent: job.output }), element("span", { className: "spread" }), ...actions(job));
+  row.append(element("b", { textContent: job.output ?? "A ZIP of pictures" }), ...actions(job));
   const bar = element("progress", { max: Math.max(1, job.total), value: finished });
   bar.setAttribute("aria-label", `job ${job.id}`);
   const item = element("li", { id: `job-${job.id}` }, row, bar, element("p", { textContent: words(job) }));
