@@ -65,12 +65,16 @@ def load_cascade(settings: Settings) -> Cascade:
     from diffusers.utils.logging import disable_progress_bar as diffusers_quiet
     from transformers.utils.logging import disable_progress_bar as transformers_quiet
 
+    from torch import nn
+
     import ldm
+    from service.steady import make_steady
 
     diffusers_quiet()  # a bar for each part of each model says nothing in a log
     transformers_quiet()
     place: dict[str, Any] = {"device": settings.device, "dtype": settings.dtype}
     base = ldm.load(settings.base_model, **place, allow_download=settings.allow_download)
+    make_steady(*(part for part in base.components.values() if isinstance(part, nn.Module)))
     return DiffusersCascade(base, load_upscaler(settings).pipeline, settings)
 
 

@@ -100,9 +100,12 @@ def load_upscaler(settings: Settings) -> Upscaler:
     from diffusers.utils.logging import disable_progress_bar
 
     import sr3
+    from service.steady import make_steady
 
     disable_progress_bar()  # one for each part of the model says nothing in a log
-    return Upscaler(sr3.load(settings.sr_model, device=settings.device, dtype=settings.dtype), settings)
+    pipeline = sr3.load(settings.sr_model, device=settings.device, dtype=settings.dtype)
+    make_steady(pipeline.encoder, pipeline.unet)
+    return Upscaler(pipeline, settings)
 
 
 def tile_callback(on_step: OnStep, stages: Sequence[str], totals: Sequence[int]) -> Callable[[], None]:
