@@ -25,9 +25,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import httpx
-import numpy as np
 import psutil
 from PIL import Image
+
+from service.metadata import metadata_of
+from service.pictures import encode_picture
+from service.requests import Cascade, GenerateRequest, GenerateResult
+from sr3.images import Picture
 
 PORT = 8765
 URL = f"http://127.0.0.1:{PORT}"
@@ -74,39 +78,62 @@ def worker_of(process: psutil.Process) -> psutil.Process:
 
 
 def throughput(size: int, fake: bool) -> None:
-    """Take turns, a stretch each, so that what else the machine does falls on both."""
-    from service.cascade import GenerateRequest, load_cascade
+    """One client against single direct calls, and eight, so that batches are full, against direct batches of four.
+
+    Both make the same files. They take turns, a stretch each, so that what else the machine does falls on both.
+    """
+    from service.cascade import load_cascade
     from service.settings import load_settings
 
-    cascade = load_cascade(load_settings([]))
-    print("| upscale | stretch | HTTP, pictures/s | direct, pictures/s | HTTP/direct | largest difference |")
-    print("|---|---|---|---|---|---|")
-    with server(False), httpx.Client(timeout=600) as client:
+    settings = load_settings([])
+    cascade = load_cascade(settings)
+    print("| upscale | clients | batch | HTTP, pictures/s | direct, pictures/s | HTTP/direct | pictures that differ |")
+    print("|---|---|---|---|---|---|---|")
+    with server(False):
         for upscale in (1, 4):
-            for stretch in range(4):
-                seeds = range(size)
-                begun = time.perf_counter()
-                with ThreadPoolExecutor(4) as pool:
+            for clients, batch in ((1, 1), (2 * settings.max_batch, settings.max_batch)):
+                rates: list[tuple[float, float]] = []
+                differing = 0
+                for stretch in range(4):
+                    begun = time.perf_counter()
+                    served = ask_for(size, upscale, clients)
+                    middle = time.perf_counter()
+                    direct = draw(cascade, size, upscale, batch)
+                    ended = time.perf_counter()
+                    if stretch:  # the first warms up
+                        rates.append((size / (middle - begun), size / (ended - middle)))
+                        differing += sum(a != b for a, b in zip(served, direct, strict=True))
+                served_rates, direct_rates = (
+                    ", ".join(f"{each:.2f}" for each in row) for row in zip(*rates, strict=True)
+                )
+                ratio = statistics.median(a / b for a, b in rates)
+                shown = f"{served_rates} | {direct_rates} | {ratio:.3f} | {differing} of {len(rates) * size}"
+                print(f"| {upscale} | {clients} | {batch} | {shown} |", flush=True)
 
-                    def ask(seed: int, upscale: int = upscale) -> bytes:
-                        body = {"prompt": "a red apple", "seed": seed}
-                        answer = client.post(f"{URL}/generate", params={"upscale": upscale}, json=body)
-                        assert answer.status_code == 200, answer.text
-                        return answer.content
 
-                    served = list(pool.map(ask, seeds))
-                middle = time.perf_counter()
-                direct: list[np.ndarray] = []
-                for first in range(0, size, 4):
-                    wanted = [GenerateRequest("a red apple", s, upscale) for s in seeds[first : first + 4]]
-                    direct += [made.image for made in cascade.generate(wanted)]  # type: ignore[union-attr]
-                ended = time.perf_counter()
-                shown = [np.asarray(Image.open(io.BytesIO(each))).astype(int) for each in served]
-                difference = max(int(np.abs(a - b).max()) for a, b in zip(shown, direct, strict=True))
-                rates = size / (middle - begun), size / (ended - middle)
-                if stretch:  # the first warms up
-                    row = f"{rates[0]:.2f} | {rates[1]:.2f} | {rates[0] / rates[1]:.2f} | {difference}"
-                    print(f"| {upscale} | {stretch} | {row} |", flush=True)
+def ask_for(size: int, upscale: int, clients: int) -> list[bytes]:
+    """The files of seeds 0 to `size` from the server."""
+
+    def ask(seed: int) -> bytes:
+        body = {"prompt": "a red apple", "seed": seed}
+        answer = client.post(f"{URL}/generate", params={"upscale": upscale}, json=body)
+        assert answer.status_code == 200, answer.text
+        return answer.content
+
+    with httpx.Client(timeout=600) as client, ThreadPoolExecutor(clients) as pool:
+        return list(pool.map(ask, range(size)))
+
+
+def draw(cascade: Cascade, size: int, upscale: int, batch: int) -> list[bytes]:
+    """The same files by calling the cascade."""
+    files = []
+    for first in range(0, size, batch):
+        wanted = [GenerateRequest("a red apple", seed, upscale) for seed in range(first, min(first + batch, size))]
+        for request, made in zip(wanted, cascade.generate(wanted), strict=True):
+            assert isinstance(made, GenerateResult)
+            metadata = metadata_of(request, made.used, cascade.info().versions)
+            files.append(encode_picture(Picture(made.image), metadata=metadata))
+    return files
 
 
 def health(size: int, fake: bool) -> None:
