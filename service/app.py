@@ -8,6 +8,7 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
+from service.decoder import Decoders
 from service.failures import explain
 from service.metrics import Metrics
 from service.middleware import REQUEST_ID, BodyLimit, Gate
@@ -50,6 +51,7 @@ def create_app(settings: Settings, cascade_factory: CascadeFactory) -> FastAPI:
         pool.start()
         yield
         await pool.close()
+        app.state.decoders.close()
 
     app = FastAPI(
         title="Super-resolution cascade",
@@ -59,7 +61,7 @@ def create_app(settings: Settings, cascade_factory: CascadeFactory) -> FastAPI:
         redoc_url=None,
     )
     app.state.pool, app.state.metrics, app.state.settings = pool, metrics, settings
-    app.state.gatekeeper = Gatekeeper(settings)
+    app.state.gatekeeper, app.state.decoders = Gatekeeper(settings), Decoders()
     app.state.records = Records(pool, settings, partial(explain, pool))
     app.include_router(health_router(settings))
     app.include_router(generate_router(settings))

@@ -1,7 +1,7 @@
 """Networks whose result for one picture does not depend, to the last bit, on what else is in its batch.
 
 Measured on a CPU with torch 2.13 and one or two threads: convolutions, attention and products of many rows give each
-picture of a batch the bits that it gets alone. What does not: products of a few rows, summed in another order with every
+picture of a batch the bits that it gets alone. What does not: products of a few rows, summed in another order for each
 number of rows; convolutions, which torch hands to another library for one small picture or for sixteen (its
 `use_mkldnn`); group normalisation with the channels last, whose sums are dealt to threads across pictures; and layers
 that choose their way by the first stride, which of one picture says nothing. Other devices are left as they are.

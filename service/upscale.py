@@ -25,6 +25,8 @@ class Progress:
     steps: int
     preview: Callable[[], list[np.ndarray]] | None = field(default=None, compare=False)
     """What makes a small picture of each item as far as it is, uint8 RGB (H, W, 3)."""
+    of: tuple[int, ...] | None = field(default=None, compare=False)
+    """Which items of the batch are still worked on; None for all."""
 
 
 OnStep = Callable[[Progress], None]
@@ -65,8 +67,8 @@ class Upscaler:
         options: UpscaleOptions,
         on_step: OnStep | None = None,
     ) -> list[Picture]:
-        """Pictures of one size, number of channels and depth, enlarged together; each is what its seed gives alone,
-        within a level of 255 as it shows.
+        """Pictures of one size, number of channels and depth, enlarged together; each is what its seed gives alone, on
+        a CPU to the last bit, elsewhere within two levels of 255.
 
         `on_step` is told of each evaluation of a network and may raise, which ends the work there. Raises ValueError
         for unequal pictures and what the model does not take.
