@@ -6,6 +6,7 @@ from functools import partial
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
+from fastapi.telemetry import TelemetryConfig
 from starlette.responses import Response
 
 from service.decoder import Decoders
@@ -37,11 +38,14 @@ previews. `Prefer: respond-async` answers 202 with a `Location` at once. A reque
 Errors are `application/problem+json` (RFC 9457) and carry the request's id."""
 
 
-def create_app(settings: Settings, cascade_factory: CascadeFactory) -> FastAPI:
+def create_app(
+    settings: Settings, cascade_factory: CascadeFactory, telemetry: TelemetryConfig | None = None
+) -> FastAPI:
     """The application. Its lifespan starts a worker process a device, which calls `cascade_factory(settings)`; both
     must be picklable.
 
-    While that loads, /healthz answers and the rest says 503. The workers are at `app.state.pool`.
+    While that loads, /healthz answers and the rest says 503. The workers are at `app.state.pool`. `telemetry` is
+    FastAPI's for OpenTelemetry; without it the environment decides (FASTAPI_OTEL_AUTO_CONFIGURE).
     """
     metrics = Metrics()
     pool = Pool(settings, cascade_factory, metrics)
@@ -59,6 +63,7 @@ def create_app(settings: Settings, cascade_factory: CascadeFactory) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        telemetry=telemetry,
     )
     app.state.pool, app.state.metrics, app.state.settings = pool, metrics, settings
     app.state.gatekeeper, app.state.decoders = Gatekeeper(settings), Decoders()

@@ -24,9 +24,9 @@ class StepCallback:
         on_step(self._last)
 
     def __call__(self, pipeline: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
-        """Step `step`, counted from 0, is done."""
-        preview = self._preview or latent_preview(pipeline, values)
-        self._last = Progress(self._last.stage, step + 1, self._last.steps, preview)
+        """Step `step`, counted from 0, is done; some schedulers take more than they were asked for."""
+        preview, steps = self._preview or latent_preview(pipeline, values), self._last.steps
+        self._last = Progress(self._last.stage, min(step + 1, steps), steps, preview)
         self._on_step(self._last)
         return values
 

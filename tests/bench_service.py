@@ -37,6 +37,7 @@ PORT = 8765
 URL = f"http://127.0.0.1:{PORT}"
 FAKE = """
 import sys
+from pathlib import Path
 from service.__main__ import main
 from tests.service_fakes import fake
 sys.exit(main(sys.argv[3:], fake(Path(sys.argv[1]), float(sys.argv[2]))))
@@ -75,6 +76,12 @@ def wait_ready() -> float:
 def worker_of(process: psutil.Process) -> psutil.Process:
     """The process that owns the cascade: the youngest that its fork server made."""
     return max((each for each in process.children(recursive=True)), key=lambda each: each.create_time())
+
+
+def figure(name: str) -> float:
+    """One of the server's figures."""
+    lines = httpx.get(f"{URL}/metrics").text.splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
 
 
 def throughput(size: int, fake: bool) -> None:
@@ -242,20 +249,15 @@ def memory(size: int, fake: bool) -> None:
     with server(fake, *flags) as process, ThreadPoolExecutor(8) as pool:
         list(pool.map(mixed, range(max(size // 10, 40))))
         time.sleep(2)
-        worker = worker_of(process)
-        before = process.memory_info().rss, worker.memory_info().rss
+        before = process.memory_info().rss, figure("service_worker_memory_bytes")
         outcomes = Counter(pool.map(mixed, range(10**6, 10**6 + size)))
         time.sleep(2)
-        after = process.memory_info().rss, worker.memory_info().rss
-        restarts = [
-            line
-            for line in httpx.get(f"{URL}/metrics").text.splitlines()
-            if line.startswith("service_worker_restarts_total")
-        ]
+        after = process.memory_info().rss, figure("service_worker_memory_bytes")
+        restarts = figure("service_worker_restarts_total")
     print("| process | before, MB | after, MB | change |\n|---|---|---|---|")
     for name, first, last in zip(("server", "worker"), before, after, strict=True):
         print(f"| {name} | {first / 1e6:.0f} | {last / 1e6:.0f} | {last / first - 1:+.1%} |")
-    print(f"\n{dict(outcomes)}; {restarts[0]}")
+    print(f"\n{dict(outcomes)}; {restarts:.0f} restarts")
 
 
 def kills(size: int, fake: bool) -> None:
@@ -309,9 +311,7 @@ def cancel(size: int, fake: bool) -> None:
             time.sleep(0.2 + random.Random(each).random() * 10 * step)
             client.delete(begun_at.headers["location"])
         time.sleep(2)
-        lines = client.get("/metrics").text.splitlines()
-    figures = {line.split()[0]: float(line.split()[1]) for line in lines if line.startswith("service_cancel_to_idle")}
-    mean = figures["service_cancel_to_idle_seconds_sum"] / figures["service_cancel_to_idle_seconds_count"]
+        mean = figure("service_cancel_to_idle_seconds_sum") / figure("service_cancel_to_idle_seconds_count")
     print("| cancelled | a step, ms | from cancel to idle, ms (mean) |\n|---|---|---|")
     print(f"| {size} | {1000 * step:.0f} | {1000 * mean:.0f} |")
 
