@@ -101,7 +101,7 @@ def throughput(size: int, fake: bool) -> None:
             for clients, batch in ((1, 1), (2 * settings.max_batch, settings.max_batch)):
                 rates: list[tuple[float, float]] = []
                 differing = 0
-                for stretch in range(4):
+                for stretch in range(6):
                     begun = time.perf_counter()
                     served = ask_for(size, upscale, clients)
                     middle = time.perf_counter()
@@ -317,7 +317,7 @@ def cancel(size: int, fake: bool) -> None:
 
 
 COMMANDS = {
-    "throughput": (throughput, 16),
+    "throughput": (throughput, 8),
     "health": (health, 2000),
     "clients": (clients, 1600),
     "memory": (memory, 1000),

@@ -38,7 +38,7 @@ FACTORY = fake(Path("/nowhere"))
         (
             "SERVICE_API_KEYS",
             "me:short",
-            "SERVICE_API_KEYS or --api-keys: each must be NAME:KEY or NAME/REQUESTS_A_MINUTE:KEY, the key of 16 ",
+            "SERVICE_API_KEYS or --api-keys: each must be NAME:KEY or NAME/REQUESTS",
         ),
     ],
 )
