@@ -31,8 +31,8 @@ from service.worker import CascadeFactory
 _DESCRIPTION = """A prompt becomes a picture, 1, 4 or 16 times the size that the base model draws; an uploaded picture
 becomes 4 or 16 times as large.
 
-A seed gives the same picture alone and in any batch: on a CPU the same bytes, on other devices within two levels of 255,
-and with SERVICE_MAX_BATCH=1 the same bytes everywhere.
+A seed gives the same picture alone and in any batch: on a CPU the same bytes, elsewhere within about two levels of
+255; with SERVICE_MAX_BATCH=1 the same bytes everywhere.
 
 `Accept` chooses how a picture is answered: its bytes, `application/json`, or `text/event-stream` with progress and
 previews. `Prefer: respond-async` answers 202 with a `Location` at once. A request sent again with the same

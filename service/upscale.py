@@ -68,7 +68,7 @@ class Upscaler:
         on_step: OnStep | None = None,
     ) -> list[Picture]:
         """Pictures of one size, number of channels and depth, enlarged together; each is what its seed gives alone, on
-        a CPU to the last bit, elsewhere within two levels of 255.
+        a CPU to the last bit, elsewhere within about two levels of 255.
 
         `on_step` is told of each evaluation of a network and may raise, which ends the work there. Raises ValueError
         for unequal pictures and what the model does not take.
