@@ -21,15 +21,9 @@ from ldm.classifier import Judge, load_judge, top_shares
 from ldm.data import load_pack, place, sample_placement
 from ldm.folder import read_captioned
 from ldm.loading import load
-from ldm.metrics import (
-    clip_score,
-    frechet_distance,
-    inception_features,
-    kernel_distance,
-    precision_recall,
-    smallest_difference,
-)
+from ldm.metrics import clip_score, smallest_difference
 from ldm.schedulers import with_scheduler
+from sr3.sets import compare, inception_features
 
 SAME = 4.0  # root mean square difference in 8-bit levels, under which two pictures are called the same
 BUNDLED_GUIDANCE = 4.0
@@ -113,17 +107,6 @@ def draw(pipeline: DiffusionPipeline, texts: list[str], seeds: list[int], steps:
         print(f"\r{start + len(texts[part])} of {len(texts)} pictures", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     return np.round(np.concatenate(made) * 255).astype(np.uint8)
-
-
-def compare(real: np.ndarray, made: np.ndarray, prefix: str) -> dict[str, float]:
-    """The measures of two sets of features, by name. `n` is the smaller number of pictures."""
-    precision, recall = precision_recall(real, made)
-    return {
-        f"{prefix}FID": frechet_distance(real, made),
-        f"{prefix}KID x1000": 1000 * kernel_distance(real, made, np.random.default_rng(0)),
-        f"{prefix}precision": precision,
-        f"{prefix}recall": recall,
-    }
 
 
 def measure(

@@ -31,8 +31,8 @@ class Options:
     aug_level: float = 0.0
     """Noise conditioning augmentation: how much of the picture's own noise to smooth away, 0 to 0.3."""
     consistency: int | None = None
-    """How many times the result is made to reduce to the picture again: 2 if not given, 0 for a picture whose noise
-    and blocks you do not want to keep."""
+    """How many times the result is made to reduce to the picture again; 0 leaves out its noise and blocks. If not
+    given 0 for JPEG, WebP and with an --aug-level, else 2."""
     model: Path | None = None
     """A pipeline directory, in place of the bundled weights."""
     device: str = "auto"
@@ -106,7 +106,8 @@ def run(options: Options) -> None:
     with tqdm(unit="tile", delay=2, leave=False) as bar:
 
         def draw(seed: int) -> Picture:
-            settings = (options.factor, steps, seed, options.aug_level, options.consistency, tiling, bar.update, most)
+            times = picture.consistency(options.consistency)
+            settings = (options.factor, steps, seed, options.aug_level, times, tiling, bar.update, most)
             return enlarge(pipeline, picture, *settings)
 
         large = draw(seed)

@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -13,15 +13,17 @@ import numpy as np
 import torch
 
 from degradation import PRESETS, crop_to_multiple, degrade
-from sr3 import reference
+from sr3 import reference, sets
 from sr3.images import ImageError, read, read_folder
 from sr3.metrics import consistency, ms_ssim, psnr, ssim, ssimulacra2
 from sr3.model import SCALE
 from sr3.peers import Upscaler, peer
+from sr3.perceptual import distances
 from sr3.pipeline import CONSISTENCY, SR3Pipeline, load
 from sr3.report import peak_memory, table, write_sheet
 from sr3.schedulers import with_scheduler
 
+SMALLEST_PERCEPTUAL = 64  # AlexNet has no fifth layer below
 SMALLEST_NIQE = 2 * 96 + 2 * SCALE  # two of its blocks
 
 
@@ -42,6 +44,9 @@ class EvaluateConfig:
     """Compare these at each number of steps, in place of the model's own."""
     model: Path | None = None
     """A pipeline directory, in place of the bundled weights."""
+    networks: Path | None = None
+    """A folder of classification networks' weights, for LPIPS, DISTS, and FID, KID, precision and recall over patches:
+    those whose files are there (sr3.perceptual and sr3.sets say their names)."""
     consistency: int | None = None
     """How many times SR3's results are projected: if not given 2 for bicubic input, else 0."""
     aug_level: float = 0.0
@@ -137,7 +142,7 @@ def upscalers(pipeline: SR3Pipeline, config: EvaluateConfig) -> dict[str, Upscal
     return {Path(n).name: peer(n, pipeline, config.device, config.seed) for n in config.peers} | named
 
 
-def measures() -> dict[str, Callable[[Pair, np.ndarray], float | None]]:
+def measures(networks: Path | None) -> dict[str, Callable[[Pair, np.ndarray], float | None]]:
     """Each measure of a pair and a result; None where the picture is too small for it."""
     found: dict[str, Callable[[Pair, np.ndarray], float | None]] = {
         "PSNR": lambda pair, result: psnr(pair.original, result),
@@ -152,7 +157,22 @@ def measures() -> dict[str, Callable[[Pair, np.ndarray], float | None]]:
         print("NIQE is left out: basicsr is not installed", file=sys.stderr)
     else:
         found["NIQE"] = lambda pair, result: niqe(result) if min(result.shape[:2]) >= SMALLEST_NIQE else None
+    for name, distance in (distances(networks) if networks else {}).items():
+        found[name] = (
+            lambda pair, result, distance=distance: (  # type: ignore[misc]
+                distance(pair.original, result) if min(result.shape[:2]) >= SMALLEST_PERCEPTUAL else None
+            )
+        )
     return found
+
+
+def of_sets(originals: Sequence[np.ndarray], results: Sequence[np.ndarray], networks: Path) -> dict[str, float]:
+    """FID and its kin between the patches of all originals and of all results; nothing without Inception's weights."""
+    if not (networks / sets.INCEPTION).is_file():
+        return {}
+    both = [[patch for picture in side for patch in sets.patches(picture)] for side in (originals, results)]
+    real, made = (sets.inception_features(side, networks / sets.INCEPTION) for side in both)
+    return sets.compare(real, made, "") | {"patches": len(made)}
 
 
 def evaluate(config: EvaluateConfig) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, dict[str, float]]]]:
@@ -160,16 +180,17 @@ def evaluate(config: EvaluateConfig) -> tuple[dict[str, dict[str, float]], dict[
     pictures = pairs(config)
     pipeline = load(config.model, config.device)
     pipeline.set_progress_bar_config(disable=True)
-    taken = measures()
+    taken = measures(config.networks)
     compared = upscalers(pipeline, config)
     values: dict[str, dict[str, dict[str, float]]] = {}
+    means: dict[str, dict[str, float]] = {}
     shown: list[dict[str, np.ndarray]] = []
     for pair in pictures:
         enlarged = cv2.resize(pair.low_res, None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_NEAREST)
         shown.append({"original": pair.original, "low_res": enlarged})
     for name, upscale in compared.items():
         upscale(pictures[0].low_res)  # the first call allocates and plans
-        values[name] = {}
+        values[name], results = {}, []
         for pair, row in zip(pictures, shown, strict=True):
             started = time.perf_counter()
             result, peak = peak_memory(lambda pair=pair, upscale=upscale: upscale(pair.low_res))  # type: ignore[misc]
@@ -178,11 +199,15 @@ def evaluate(config: EvaluateConfig) -> tuple[dict[str, dict[str, float]], dict[
             each = {m: v for m, v in scores.items() if v is not None}
             megapixels = result.shape[0] * result.shape[1] / 1e6
             values[name][pair.name] = each | {"s/MP": seconds / megapixels, "peak MB": peak}
+            results.append(result)
             if config.sheet:
                 row[name] = result
+        means[name] = mean(values[name])
+        if config.networks:
+            means[name] |= of_sets([p.original for p in pictures], results, config.networks)
     if config.sheet:
         write_sheet(config.sheet, [(p.name, row) for p, row in zip(pictures, shown, strict=True)])
-    return {name: mean(each) for name, each in values.items()}, values
+    return means, values
 
 
 def mean(each: dict[str, dict[str, float]]) -> dict[str, float]:

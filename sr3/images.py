@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # reading and writing pictures needs no torch, and who only d
     from torch import Tensor
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
+LOSSY = ("JPEG", "WEBP")  # their blocks are not wanted back
 WRITTEN = ("PNG", "JPEG", "WEBP", "TIFF")
 LONGEST_SIDE = {"JPEG": 65_535, "WEBP": 16_383}
 SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF"}
@@ -60,6 +61,11 @@ class Picture:
     exif: bytes | None = None
     format: str | None = None
     """Of the file that it was read from, one of FORMATS."""
+
+    def consistency(self, asked: int | None) -> int | None:
+        """How many times its enlargement is projected: as often as asked; if not asked never for a lossy file, and as
+        the model does it (None) for any other."""
+        return 0 if asked is None and self.format in LOSSY else asked
 
 
 def to_tensor(

@@ -152,7 +152,7 @@ class SR3Pipeline(DiffusionPipeline):
     @property
     def _multiple(self) -> int:
         """What the low-resolution sides are padded to a multiple of."""
-        return max(self.unet.multiple * self.unet.config.patch_size // SCALE, 1)
+        return max(self.unet.multiple * self.unet.config.patch_size // SCALE, self.encoder.multiple)
 
     def evaluations(self, height: int, width: int, steps: int, tiling: Tiling | None = None) -> int:
         """How often a call on a picture of this size will call its `on_tile`."""

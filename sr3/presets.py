@@ -29,6 +29,7 @@ class Preset:
     dropout: float = 0.0
     paper: bool = False
     """SR3 as published: bicubic concatenated at full resolution, ε predicted, ancestral sampling."""
+    context_blocks: int = 6
 
 
 PRESETS = {
@@ -40,7 +41,7 @@ PRESETS = {
 
 def build(preset: Preset) -> SR3Pipeline:
     """An untrained pipeline."""
-    encoder = LowResEncoder(preset.channels, preset.num_blocks)
+    encoder = LowResEncoder(preset.channels, preset.num_blocks, preset.context_blocks)
     unet = SR3UNet(
         patch_size=preset.patch_size,
         condition_channels=preset.channels,

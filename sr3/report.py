@@ -12,7 +12,8 @@ import numpy as np
 Result = TypeVar("Result")
 LABEL = 22  # pixels of height
 MOST_ROWS = 24
-ORDER = ("PSNR", "SSIM", "MS-SSIM", "SSIMULACRA 2", "NIQE", "consistency", "colour shift", "s/MP", "peak MB")
+PICTURES = ("PSNR", "SSIM", "MS-SSIM", "SSIMULACRA 2", "LPIPS", "DISTS", "NIQE", "consistency", "colour shift")
+ORDER = (*PICTURES, "FID", "KID x1000", "precision", "recall", "patches", "s/MP", "peak MB")
 
 
 def table(results: Mapping[str, Mapping[str, float]]) -> str:

@@ -81,7 +81,7 @@ def test_a_picture_is_the_same_alone_and_in_a_batch(small_pipeline, channels):
     together = enlarge_batch(small_pipeline, pictures, [5, 6, 7], **options)
     for picture, seed, large in zip(pictures, (5, 6, 7), together, strict=True):
         alone = enlarge(small_pipeline, picture, seed=seed, **options)
-        assert np.abs(seen(large.pixels) - seen(alone.pixels)).max() < 2
+        assert np.abs(seen(large.pixels) - seen(alone.pixels)).max() <= 2  # a level from each of the two passes
         assert large.icc == picture.icc
     assert not np.array_equal(together[0].pixels, together[1].pixels)
 

@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 
 from sr3 import reference
-from sr3.evaluate import EvaluateConfig, main, measures, pairs
+from sr3.evaluate import EvaluateConfig, evaluate, main, measures, pairs
 from sr3.images import read
 from sr3.peers import PeerError, lanczos, peer, realesrgan_ncnn, realesrgan_network
 from sr3.report import busiest, table
+from sr3.sets import INCEPTION
 
 
 def soft(seed: int, height: int = 64, width: int = 72) -> np.ndarray:
@@ -56,8 +57,15 @@ def test_a_table_a_sheet_and_json_are_made(model, data, tmp_path, monkeypatch, c
     assert cv2.imread(str(files["--sheet"])).shape == (2 * (22 + 22 + 192), 7 * 192, 3)
 
 
+def test_inceptions_weights_are_read_where_they_lie(data, model, tmp_path):
+    (tmp_path / INCEPTION).write_bytes(b"not weights")
+    config = EvaluateConfig(data, model=model, steps=(0,), networks=tmp_path, device="cpu")
+    with pytest.raises(ValueError, match=f"{INCEPTION} holds more than tensors, or is no file of them"):
+        evaluate(config)
+
+
 def test_the_original_itself_scores_best(data):
-    (pair, _), taken = pairs(EvaluateConfig(data)), measures()
+    (pair, _), taken = pairs(EvaluateConfig(data)), measures(None)
     assert taken["PSNR"](pair, pair.original) > 90
     assert taken["SSIMULACRA 2"](pair, pair.original) == pytest.approx(100)
     assert taken["consistency"](pair, pair.original) < 1 and taken["colour shift"](pair, pair.original) < 0.5

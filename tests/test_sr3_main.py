@@ -38,7 +38,10 @@ def test_a_photograph_is_enlarged(model, tmp_path):
         assert image.size == (84, 52)
         assert "seed 7" in image.text["sr3"]
     assert run(*arguments).returncode == 0
-    assert (tmp_path / "a_x4.png").is_file()
+    picture, made = read(tmp_path / "a.jpg"), read(tmp_path / "a_x4.png").pixels
+    pipeline = load(model, "cpu")
+    assert np.array_equal(made, enlarge(pipeline, picture, 4, 2, 7, consistency=0).pixels)  # a JPEG's blocks go
+    assert not np.array_equal(made, enlarge(pipeline, picture, 4, 2, 7, consistency=2).pixels)
 
 
 def test_uncertainty_steps_and_memory_are_chosen_and_reported(model, tmp_path, monkeypatch, capsys):

@@ -42,6 +42,23 @@ def test_an_untrained_encoder_gives_bicubic():
         assert torch.equal(encoder(low_res, torch.zeros(1)).mean, upsample(low_res))
 
 
+def test_context_starts_as_nothing_and_then_reaches_far():
+    torch.manual_seed(0)
+    plain, wide = LowResEncoder(8, 2), LowResEncoder(8, 2, context_blocks=3)
+    wide.load_state_dict(plain.state_dict(), strict=False)
+    low_res, level = torch.rand(1, 3, 64, 64) * 2 - 1, torch.zeros(1)
+    changed = low_res.clone()
+    changed[..., :4, :4] += 0.5
+    with torch.no_grad():
+        assert torch.equal(plain(low_res, level).features, wide(low_res, level).features)
+        for encoder, reach in ((plain, 4 + 5), (wide, 64)):
+            for parameter in encoder.parameters():
+                torch.nn.init.normal_(parameter, std=0.2)
+            difference = (encoder(low_res, level).features - encoder(changed, level).features).abs().amax((0, 1, 2))
+            assert int(difference.nonzero().max()) + 1 in range(reach // 2, reach + 1)
+    assert (plain.multiple, wide.multiple) == (1, 4)
+
+
 def test_an_encoder_without_blocks_is_the_papers_conditioning():
     low_res = torch.rand(1, 3, 16, 16) * 2 - 1
     encoded = LowResEncoder(3, 0)(low_res, torch.zeros(1))
