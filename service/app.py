@@ -6,8 +6,10 @@ from functools import partial
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
+from fastapi.telemetry import TelemetryConfig
 from starlette.responses import Response
 
+from service.decoder import Decoders
 from service.failures import explain
 from service.metrics import Metrics
 from service.middleware import REQUEST_ID, BodyLimit, Gate
@@ -29,6 +31,9 @@ from service.worker import CascadeFactory
 _DESCRIPTION = """A prompt becomes a picture, 1, 4 or 16 times the size that the base model draws; an uploaded picture
 becomes 4 or 16 times as large.
 
+A seed gives the same picture alone and in any batch: on a CPU the same bytes, elsewhere within about two levels of
+255; with SERVICE_MAX_BATCH=1 the same bytes everywhere.
+
 `Accept` chooses how a picture is answered: its bytes, `application/json`, or `text/event-stream` with progress and
 previews. `Prefer: respond-async` answers 202 with a `Location` at once. A request sent again with the same
 `Idempotency-Key` is done once.
@@ -36,11 +41,14 @@ previews. `Prefer: respond-async` answers 202 with a `Location` at once. A reque
 Errors are `application/problem+json` (RFC 9457) and carry the request's id."""
 
 
-def create_app(settings: Settings, cascade_factory: CascadeFactory) -> FastAPI:
+def create_app(
+    settings: Settings, cascade_factory: CascadeFactory, telemetry: TelemetryConfig | None = None
+) -> FastAPI:
     """The application. Its lifespan starts a worker process a device, which calls `cascade_factory(settings)`; both
     must be picklable.
 
-    While that loads, /healthz answers and the rest says 503. The workers are at `app.state.pool`.
+    While that loads, /healthz answers and the rest says 503. The workers are at `app.state.pool`. `telemetry` is
+    FastAPI's for OpenTelemetry; without it the environment decides (FASTAPI_OTEL_AUTO_CONFIGURE).
     """
     metrics = Metrics()
     pool = Pool(settings, cascade_factory, metrics)
@@ -50,6 +58,7 @@ def create_app(settings: Settings, cascade_factory: CascadeFactory) -> FastAPI:
         pool.start()
         yield
         await pool.close()
+        app.state.decoders.close()
 
     app = FastAPI(
         title="Super-resolution cascade",
@@ -57,9 +66,10 @@ def create_app(settings: Settings, cascade_factory: CascadeFactory) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        telemetry=telemetry,
     )
     app.state.pool, app.state.metrics, app.state.settings = pool, metrics, settings
-    app.state.gatekeeper = Gatekeeper(settings)
+    app.state.gatekeeper, app.state.decoders = Gatekeeper(settings), Decoders()
     app.state.records = Records(pool, settings, partial(explain, pool))
     app.include_router(health_router(settings))
     app.include_router(generate_router(settings))

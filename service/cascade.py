@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,12 +26,14 @@ from service.requests import (
     GenerateResult,
     InvalidRequest,
     ModelInfo,
+    NotWanted,
     OutOfMemory,
     UpscaleRequest,
     UsedSettings,
     as_any,
 )
 from service.settings import Settings
+from service.steps import StepCallback
 from service.upscale import OnStep, Progress, UpscaleOptions, Upscaler, load_upscaler
 from sr3.images import Picture
 
@@ -63,14 +66,17 @@ def load_cascade(settings: Settings) -> Cascade:
 
     tqdm.set_lock(threading.RLock())  # its own is a semaphore of the system's that a killed process leaves behind
     from diffusers.utils.logging import disable_progress_bar as diffusers_quiet
+    from torch import nn
     from transformers.utils.logging import disable_progress_bar as transformers_quiet
 
     import ldm
+    from service.steady import make_steady
 
     diffusers_quiet()  # a bar for each part of each model says nothing in a log
     transformers_quiet()
     place: dict[str, Any] = {"device": settings.device, "dtype": settings.dtype}
     base = ldm.load(settings.base_model, **place, allow_download=settings.allow_download)
+    make_steady(*(part for part in base.components.values() if isinstance(part, nn.Module)))
     return DiffusersCascade(base, load_upscaler(settings).pipeline, settings)
 
 
@@ -104,49 +110,74 @@ class DiffusersCascade:
         return self._upscaler.used(request)
 
     def generate(
-        self, requests: Sequence[GenerateRequest], on_step: OnStep | None = None
+        self,
+        requests: Sequence[GenerateRequest],
+        on_step: OnStep | None = None,
+        wanted: Callable[[int], bool] = lambda index: True,
     ) -> list[GenerateResult | Exception]:
         """See `Cascade`. The stages take child seeds 0, 1, 2 of each request's, so each has its own noise."""
-        outcomes: list[GenerateResult | Exception | None] = [None] * len(requests)
+        outcomes: dict[int, GenerateResult | Exception] = {}
         for index, request in enumerate(requests):
             try:
                 self._base_options([request])
             except InvalidRequest as error:
                 outcomes[index] = error
-        good = [index for index, outcome in enumerate(outcomes) if outcome is None]
-        if good:
-            with memory_errors():
-                made = self._make([requests[index] for index in good], on_step or (lambda progress: None))
-            for index, outcome in zip(good, made, strict=True):
-                outcomes[index] = outcome
-        return [outcome for outcome in outcomes if outcome is not None]
+        alive = [index for index in range(len(requests)) if index not in outcomes]
 
-    def _make(self, requests: Sequence[GenerateRequest], on_step: OnStep) -> list[GenerateResult | Exception]:
-        """Pictures of requests of equal keys that the base model takes."""
-        options = self._base_options(requests)
+        def tell(progress: Progress) -> None:
+            if on_step is not None:
+                on_step(replace(progress, of=tuple(alive)))
+
+        if alive:
+            with memory_errors():
+                self._make(requests, alive, outcomes, tell, wanted)
+        return [outcomes[index] for index in range(len(requests))]
+
+    def _make(
+        self,
+        requests: Sequence[GenerateRequest],
+        alive: list[int],
+        outcomes: dict[int, GenerateResult | Exception],
+        on_step: OnStep,
+        wanted: Callable[[int], bool],
+    ) -> None:
+        """Fill `outcomes` for those at the indexes `alive`, which loses what fails or is no longer wanted."""
+        chosen = [requests[index] for index in alive]
+        options = self._base_options(chosen)
         seconds: dict[str, float] = {}
-        upscale = requests[0].upscale
-        seeds = [np.random.SeedSequence(request.seed).spawn(3) for request in requests]
+        seeds = {index: np.random.SeedSequence(requests[index].seed).spawn(3) for index in alive}
         with _timed(seconds, "base"):
-            drawn = self._draw(options, requests, [_generator(each[0]) for each in seeds], on_step)
-        good = [index for index, each in enumerate(drawn) if not isinstance(each, Exception)]
-        if not good:
-            return [each for each in drawn if isinstance(each, Exception)]
-        pictures = [each for each in drawn if not isinstance(each, Exception)]
-        height, width = pictures[0].shape[:2]
+            drawn = self._draw(options, chosen, [_generator(seeds[index][0]) for index in alive], on_step)
+        pictures: dict[int, NDArray[np.uint8]] = {}
+        for index, each in zip(tuple(alive), drawn, strict=True):
+            if isinstance(each, Exception):
+                outcomes[index] = each
+                alive.remove(index)
+            else:
+                pictures[index] = each
+        if not alive:
+            return
+        first, upscale = chosen[0], chosen[0].upscale
+        height, width = pictures[alive[0]].shape[:2]
         self._check_pixels(upscale, width * upscale, height * upscale)
-        used = self._used(requests[0], options, (width, height))
+        used = self._used(first, options, (width, height))
         for stage, child in zip(ENLARGEMENTS[upscale], (1, 2), strict=False):
+            for index in [index for index in alive if not wanted(index)]:
+                outcomes[index] = NotWanted()
+                alive.remove(index)
+            if not alive:
+                return
             with _timed(seconds, stage):
-                generators = [_generator(seeds[index][child]) for index in good]
-                pictures = self._enlarge(pictures, stage, used, requests[0].sr_scheduler, generators, on_step)
+                generators = [_generator(seeds[index][child]) for index in alive]
+                small = [pictures[index] for index in alive]
+                large = self._enlarge(small, stage, used, first.sr_scheduler, generators, on_step)
+            pictures = dict(zip(alive, large, strict=True))
         promised = (height * upscale, width * upscale, 3)
-        made: dict[int, GenerateResult] = {}
-        for index, picture in zip(good, pictures, strict=True):
+        for index in alive:
+            picture = pictures[index]
             if picture.shape != promised or picture.dtype != np.uint8:
                 raise RuntimeError(f"promised uint8 {promised}, made {picture.dtype} {picture.shape}")
-            made[index] = GenerateResult(picture, requests[index].seed, dict(seconds), used)
-        return [each if isinstance(each, Exception) else made[index] for index, each in enumerate(drawn)]
+            outcomes[index] = GenerateResult(picture, requests[index].seed, dict(seconds), used)
 
     def _base_options(self, requests: Sequence[GenerateRequest]) -> dict[str, Any]:
         """The base pipeline's arguments; InvalidRequest for those that it does not take."""
@@ -211,8 +242,9 @@ class DiffusersCascade:
         from sr3.images import to_uint8
 
         pipeline = self._with_scheduler(requests[0].scheduler)
-        tell = _step_callback(on_step, "base", options["num_inference_steps"])
-        output = pipeline(**options, generator=generators, output_type="pt", callback_on_step_end=tell)
+        tell = StepCallback(on_step, "base", options["num_inference_steps"])
+        listening = tell.listening(pipeline)
+        output = pipeline(**options, **listening, generator=generators, output_type="pt")
         flagged = getattr(output, "nsfw_content_detected", None) or [False] * len(requests)
         outcomes: list[NDArray[np.uint8] | Exception] = []
         for image, unsafe, request in zip(output.images, flagged, requests, strict=True):
@@ -244,7 +276,7 @@ class DiffusersCascade:
     ) -> list[NDArray[np.uint8]]:
         """`pictures`, uint8 RGB (H, W, 3) of one size, as (4H, 4W, 3)."""
         assert used.sr_steps is not None
-        tell = _step_callback(on_step, stage, used.sr_steps, lambda: list(pictures))
+        tell = StepCallback(on_step, stage, used.sr_steps, lambda: list(pictures))
         output = self._upscaler.with_scheduler(scheduler)(
             image=list(pictures),
             num_inference_steps=used.sr_steps,
@@ -298,41 +330,6 @@ def memory_errors() -> Iterator[None]:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         raise OutOfMemory(str(error).splitlines()[0]) from None
-
-
-class _step_callback:
-    """Announces the stage; then diffusers' callback that tells `on_step` of each of its steps."""
-
-    def __init__(
-        self, on_step: OnStep, stage: str, steps: int, preview: Callable[[], list[NDArray[np.uint8]]] | None = None
-    ) -> None:
-        self._on_step, self._preview = on_step, preview
-        self._last = Progress(stage, 0, steps, preview)
-        on_step(self._last)
-
-    def __call__(self, pipeline: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
-        preview = self._preview or latent_preview(pipeline, values)
-        self._last = Progress(self._last.stage, step + 1, self._last.steps, preview)
-        self._on_step(self._last)
-        return values
-
-    def again(self) -> None:
-        """Between steps, where the work can be stopped too."""
-        self._on_step(self._last)
-
-
-def latent_preview(pipeline: Any, values: dict[str, Any]) -> Callable[[], list[NDArray[np.uint8]]] | None:
-    """What would make small pictures of the latents of this step, for those who look."""
-    latents = values.get("latents")
-    if not hasattr(pipeline, "vae") or latents is None:
-        return None
-
-    def decode() -> list[NDArray[np.uint8]]:
-        from ldm.preview import preview
-
-        return list(preview(pipeline, latents))
-
-    return decode
 
 
 def _generator(seed: np.random.SeedSequence) -> torch.Generator:

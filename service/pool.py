@@ -236,7 +236,7 @@ class Pool:
     def _heard(self, worker: WorkerProcess, message: object) -> None:
         match message:
             case Stepped(ids=ids, previews=previews):
-                self.metrics.steps.labels(message.stage).inc()
+                self.metrics.steps.labels(message.stage).inc(message.new)
                 for job in (self._jobs[id] for id in ids if id in self._jobs):
                     job.step = message
                     job.preview = previews.get(job.id, job.preview)

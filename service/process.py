@@ -183,6 +183,7 @@ class WorkerProcess:
                 self.memory, self.device_memory = memory, device_memory
             case Loaded(info):
                 self.info, self.state = info, State.READY
+                self._delay = FIRST_DELAY
                 self._on_change(self)
             case LoadFailed(reason):
                 self.failure = reason
@@ -197,7 +198,6 @@ class WorkerProcess:
                 elif isinstance(message, BatchDone):
                     self.batch.clear()
                     self.busy = False
-                    self._delay = FIRST_DELAY
                 self._on_message(self, message)
 
     def _lost(self, generation: int, code: int | None) -> None:

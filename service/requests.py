@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -27,6 +27,10 @@ class InvalidRequest(ValueError):
 
 class OutOfMemory(RuntimeError):
     """The device has no room for this batch; a smaller one may fit."""
+
+
+class NotWanted(Exception):
+    """The picture was cancelled on its way."""
 
 
 @dataclass(frozen=True)
@@ -126,10 +130,14 @@ class Cascade(Protocol):
         ...
 
     def generate(
-        self, requests: Sequence[GenerateRequest], on_step: OnStep | None = None
+        self,
+        requests: Sequence[GenerateRequest],
+        on_step: OnStep | None = None,
+        wanted: Callable[[int], bool] = lambda index: True,
     ) -> list[GenerateResult | Exception]:
         """Make the pictures together; an exception stands for one that failed alone, InvalidRequest for what these
-        models cannot do. `on_step` is told each step and may raise, which ends the work there.
+        models cannot do. `on_step` is told each step and may raise, which ends the work there. A picture whose index
+        is no longer `wanted` is left out from the next stage on, and NotWanted stands for it.
 
         Raises OutOfMemory where the device has no room for so many.
         """

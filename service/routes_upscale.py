@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import secrets
@@ -15,6 +14,7 @@ from python_multipart.exceptions import MultipartParseError
 from starlette.datastructures import UploadFile
 
 from service.answers import answer, chosen_answer
+from service.decoder import Decoders
 from service.failures import limits_of
 from service.openapi import PICTURE_ANSWERS, problem_responses
 from service.pictures import InvalidPicture, check_format, decode_picture, read_metadata
@@ -31,7 +31,6 @@ from sr3.images import Picture
 RAW = ("image/png", "image/jpeg", "image/webp", "image/tiff", "image/bmp", "application/octet-stream")
 FORM = "multipart/form-data"
 _BINARY = {"type": "string", "format": "binary"}
-_DECODING = 4  # pictures decoded at a time: each may take a gigabyte for a moment
 
 
 def upload_schema(options: bool) -> dict[str, Any]:
@@ -45,7 +44,6 @@ def upload_schema(options: bool) -> dict[str, Any]:
 def upscale_router(settings: Settings) -> APIRouter:
     """The routes, under the limits of these settings."""
     router = APIRouter(tags=["pictures"])
-    decoding = asyncio.Semaphore(_DECODING)
     parameters = [
         {"in": "query", "name": name, "required": False, "schema": schema, "description": schema.get("description", "")}
         for name, schema in UpscaleQuery.model_json_schema()["properties"].items()
@@ -64,8 +62,7 @@ def upscale_router(settings: Settings) -> APIRouter:
         applied. Answers as `/generate` does."""
         request.app.state.pool.info  # noqa: B018  # 503 while loading, before the body is read
         data, options = await read_upload(request)
-        async with decoding:
-            picture = await decoded(data, settings)
+        picture = await decoded(request, data, settings)
         fingerprint = hashlib.sha256(data).digest() + options.model_dump_json().encode()
         del data
         factor = int(options.factor)
@@ -88,7 +85,7 @@ def upscale_router(settings: Settings) -> APIRouter:
         `settings` as an object."""
         data, _ = await read_upload(request)
         try:
-            found: dict[str, Any] = dict(await asyncio.to_thread(read_metadata, data))
+            found: dict[str, Any] = dict(await decoders(request).run(read_metadata, data))
         except InvalidPicture as error:
             raise Problem(422, str(error)) from error
         try:
@@ -135,10 +132,16 @@ async def _read_form(request: Request) -> tuple[bytes, dict[str, str]]:
         raise Problem(400, f"the form cannot be read: {error}") from error
 
 
-async def decoded(data: bytes, settings: Settings) -> Picture:
-    """The picture, decoded in a thread. Problem 413 with the limits, or 422."""
+def decoders(request: Request) -> Decoders:
+    """This server's."""
+    own: Decoders = request.app.state.decoders
+    return own
+
+
+async def decoded(request: Request, data: bytes, settings: Settings) -> Picture:
+    """The picture, decoded in another process. Problem 413 with the limits, or 422."""
     try:
-        return await asyncio.to_thread(decode_picture, data, settings.max_input_pixels)
+        return await decoders(request).run(decode_picture, data, settings.max_input_pixels)
     except InvalidPicture as error:
         if error.too_large:
             raise Problem(413, f"{error}; {limits_of(settings)}") from error

@@ -34,6 +34,7 @@ class Gatekeeper:
     def __init__(self, settings: Settings) -> None:
         self._keys = settings.api_keys
         self._per_minute = settings.requests_per_minute
+        self._limits = {key.name: key.per_minute for key in self._keys if key.per_minute is not None}
         self._buckets: dict[str, tuple[float, float]] = {}
         self._hosts = {name.strip().lower() for name in settings.allowed_hosts.split(",") if name.strip()}
         if not self._hosts and settings.on_loopback:
@@ -56,17 +57,18 @@ class Gatekeeper:
 
     def count(self, client: str) -> None:
         """Problem 429 where the client asked more often than it may (a token bucket of a minute's worth)."""
-        if not self._per_minute:
+        most = self._limits.get(client, self._per_minute)
+        if not most:
             return
-        now, most, rate = time.monotonic(), float(self._per_minute), self._per_minute / 60
-        left, at = self._buckets.get(client, (most, now))
+        now, rate = time.monotonic(), most / 60
+        left, at = self._buckets.get(client, (float(most), now))
         left = min(most, left + (now - at) * rate)
         if left < 1:
             wait = max(1, round((1 - left) / rate))
-            detail = f"you may ask {self._per_minute} times a minute; try again in {wait} s"
+            detail = f"you may ask {most} times a minute; try again in {wait} s"
             raise Problem(429, detail, headers={"Retry-After": str(wait)})
-        if len(self._buckets) > 10_000:  # those that are full again say nothing
-            self._buckets = {who: (n, t) for who, (n, t) in self._buckets.items() if n + (now - t) * rate < most}
+        if len(self._buckets) > 10_000:  # a minute after its last request a bucket is full, and says nothing
+            self._buckets = {who: (n, t) for who, (n, t) in self._buckets.items() if now - t < 60}
         self._buckets[client] = (left - 1, now)
 
     def refusal(self, method: str, headers: Mapping[str, str]) -> Problem | None:

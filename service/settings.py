@@ -46,22 +46,26 @@ def _postgres(url: str) -> str:
 
 @dataclass(frozen=True)
 class ApiKey:
-    """A client's name and the SHA-256 of its key."""
+    """A client's name, the SHA-256 of its key, and how often a minute it may ask where that is not as for all."""
 
     name: str
     digest: bytes
+    per_minute: int | None = None
 
 
 def _api_keys(given: object) -> object:
-    """NAME:KEY,… as `ApiKey`s; ValueError, without the keys, for any other text."""
+    """NAME:KEY or NAME/PER_MINUTE:KEY,… as `ApiKey`s; ValueError, without the keys, for any other text."""
     if not isinstance(given, str):
         return given
     keys = []
     for entry in filter(None, (part.strip() for part in given.split(","))):
-        name, _, key = entry.partition(":")
-        if not re.fullmatch(r"[\w.-]{1,64}", name) or not re.fullmatch(r"[!-~]{16,256}", key):
-            raise ValueError("each must be NAME:KEY, the key of 16 to 256 visible characters without a comma")
-        keys.append(ApiKey(name, hashlib.sha256(key.encode()).digest()))
+        who, _, key = entry.partition(":")
+        parts = re.fullmatch(r"([\w.-]{1,64})(?:/(\d{1,9}))?", who, re.ASCII)
+        if not parts or not re.fullmatch(r"[!-~]{16,256}", key):
+            takes = "NAME:KEY or NAME/REQUESTS_A_MINUTE:KEY, the key of 16 to 256 visible characters without a comma"
+            raise ValueError(f"each must be {takes}")
+        limit = None if parts[2] is None else int(parts[2])
+        keys.append(ApiKey(parts[1], hashlib.sha256(key.encode()).digest(), limit))
     if len({key.name for key in keys}) < len(keys):
         raise ValueError("two keys have one name")
     return tuple(keys)
@@ -125,7 +129,7 @@ class Settings(BaseSettings):
     max_per_client: int = Field(default=64, ge=1, description="pictures of one client that may wait and run")
     requests_per_minute: int = Field(default=0, ge=0, description="taken from one client; 0: as many as it sends")
     max_batch: int = Field(default=4, ge=1, le=64, description="equal requests worked on together; 1: none are")
-    batch_wait_ms: float = Field(default=5, ge=0, le=1000, description="how long a request waits for equals")
+    batch_wait_ms: float = Field(default=2, ge=0, le=1000, description="how long a request waits for equals")
     request_timeout: float = Field(default=600, gt=0, description="seconds from a request to its end, else 504")
     result_seconds: float = Field(default=600, ge=0, description="how long a result can be fetched under its id")
     result_bytes: int = Field(default=256 * 2**20, ge=0, description="most bytes of results kept to be fetched")
@@ -158,7 +162,7 @@ class Settings(BaseSettings):
     )
 
     api_keys: Annotated[tuple[ApiKey, ...], NoDecode, BeforeValidator(_api_keys)] = Field(
-        default=(), description="NAME:KEY,NAME:KEY…; whoever asks needs one of them", repr=False
+        default=(), description="NAME:KEY,NAME/PER_MINUTE:KEY…; whoever asks needs one", repr=False
     )
     allow_anonymous: bool = Field(
         default=False, description="serve without keys on an address that others may reach too"

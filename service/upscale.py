@@ -27,6 +27,8 @@ class Progress:
     steps: int
     preview: Callable[[], list[np.ndarray]] | None = field(default=None, compare=False)
     """What makes a small picture of each item as far as it is, uint8 RGB (H, W, 3)."""
+    of: tuple[int, ...] | None = field(default=None, compare=False)
+    """Which items of the batch are still worked on; None for all."""
 
 
 OnStep = Callable[[Progress], None]
@@ -67,8 +69,8 @@ class Upscaler:
         options: UpscaleOptions,
         on_step: OnStep | None = None,
     ) -> list[Picture]:
-        """Pictures of one size, number of channels and depth, enlarged together; each is what its seed gives alone,
-        within a level of 255 as it shows.
+        """Pictures of one size, number of channels and depth, enlarged together; each is what its seed gives alone, on
+        a CPU to the last bit, elsewhere within about two levels of 255.
 
         `on_step` is told of each evaluation of a network and may raise, which ends the work there. Raises ValueError
         for unequal pictures and what the model does not take.
@@ -144,9 +146,12 @@ def load_upscaler(settings: Settings) -> Upscaler:
     from diffusers.utils.logging import disable_progress_bar
 
     import sr3
+    from service.steady import make_steady
 
     disable_progress_bar()  # one for each part of the model says nothing in a log
-    return Upscaler(sr3.load(settings.sr_model, device=settings.device, dtype=settings.dtype), settings)
+    pipeline = sr3.load(settings.sr_model, device=settings.device, dtype=settings.dtype)
+    make_steady(pipeline.encoder, pipeline.unet)
+    return Upscaler(pipeline, settings)
 
 
 def tile_callback(on_step: OnStep, stages: Sequence[str], totals: Sequence[int]) -> Callable[[], None]:

@@ -27,6 +27,7 @@ from service.requests import (
     GenerateResult,
     InvalidRequest,
     ModelInfo,
+    NotWanted,
     OutOfMemory,
     Request,
     UpscaleRequest,
@@ -39,6 +40,7 @@ from sr3.images import Picture
 CascadeFactory = Callable[[Settings], Cascade]
 BEAT_SECONDS = 0.5
 PREVIEW_SECONDS = 0.4
+STEP_SECONDS = 0.25  # how often steps are told of that nobody watches
 _log = logging.getLogger("service.worker")
 
 
@@ -91,12 +93,13 @@ class Beat:
 
 @dataclass(frozen=True)
 class Stepped:
-    """All of a batch are so far; pictures of those that are watched."""
+    """All of a batch are so far, `new` steps further than when it was told last; pictures of those that are watched."""
 
     ids: tuple[str, ...]
     stage: str
     step: int
     steps: int
+    new: int = 0
     previews: dict[str, np.ndarray] = field(default_factory=dict)
 
 
@@ -259,7 +262,7 @@ class _Runner:
         first = items[0].request
         if isinstance(first, GenerateRequest):
             wanted = [item.request for item in items if isinstance(item.request, GenerateRequest)]
-            made = self._cascade.generate(wanted, on_step)
+            made = self._cascade.generate(wanted, on_step, lambda index: items[index].id not in self._inbox.cancelled)
             return [_made(item, each) for item, each in zip(items, made, strict=True)]
         enlarge = [item.request for item in items if isinstance(item.request, UpscaleRequest)]
         start = time.perf_counter()
@@ -272,16 +275,21 @@ class _Runner:
 
     def _on_step(self, items: Sequence[Item]) -> Callable[[Progress], None]:
         ids = tuple(item.id for item in items)
-        last: tuple[str, int] | None = None
+        watched = any(item.watched for item in items)
+        stage, step, told = "", 0, 0.0
 
         def tell(progress: Progress) -> None:
-            nonlocal last
+            nonlocal stage, step, told
             if all(each in self._inbox.cancelled for each in ids):
                 raise Stop
-            if (progress.stage, progress.step) != last:
-                last = (progress.stage, progress.step)
-                previews = self._previews(items, progress)
-                self._inbox.send(Stepped(ids, progress.stage, progress.step, progress.steps, previews))
+            before, now = step if progress.stage == stage else -1, time.monotonic()
+            over = progress.step == progress.steps
+            if progress.step == before or not (watched or over or now - told > STEP_SECONDS):
+                return
+            stage, step, told = progress.stage, progress.step, now
+            previews = self._previews(items, progress)
+            new = step - max(before, 0)
+            self._inbox.send(Stepped(ids, stage, step, progress.steps, new, previews))
 
         return tell
 
@@ -291,11 +299,14 @@ class _Runner:
         if progress.preview is None or not any(watched) or time.monotonic() - self._shown < PREVIEW_SECONDS:
             return {}
         self._shown = time.monotonic()
-        shown = zip(items, progress.preview(), strict=True)
-        return {item.id: picture for item, picture in shown if item.watched}
+        shown = items if progress.of is None else [items[index] for index in progress.of]
+        pictures = zip(shown, progress.preview(), strict=True)
+        return {item.id: picture for item, picture in pictures if item.watched}
 
 
 def _made(item: Item, outcome: GenerateResult | Exception) -> Made | Failure:
+    if isinstance(outcome, NotWanted):
+        return Failure("cancelled", "cancelled")
     if isinstance(outcome, Exception):
         if not isinstance(outcome, InvalidRequest):
             _log.error("request %s failed: %s", item.trace, outcome)

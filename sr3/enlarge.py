@@ -111,9 +111,9 @@ def enlarge_batch(
 ) -> list[Picture]:
     """Pictures of one size, number of channels and depth, enlarged 4 or 16 times, with their profiles and EXIF.
 
-    Each pass takes a child of a picture's seed, so that a picture is the same alone and in any batch, within a level
-    of 255 as they show (a network's sums are ordered differently). Raises ValueError for another factor, or for
-    unequal pictures.
+    Each pass takes a child of a picture's seed, so that a picture is the same alone and in any batch, within two
+    levels of 255 as they show (a network's sums are ordered differently; the service has them ordered alike on a CPU).
+    Raises ValueError for another factor, or for unequal pictures.
     """
     if factor not in FACTORS:
         raise ValueError(f"factor is {factor}; it must be one of {', '.join(map(str, FACTORS))}")

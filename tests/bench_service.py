@@ -25,14 +25,19 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import httpx
-import numpy as np
 import psutil
 from PIL import Image
+
+from service.metadata import metadata_of
+from service.pictures import encode_picture
+from service.requests import Cascade, GenerateRequest, GenerateResult
+from sr3.images import Picture
 
 PORT = 8765
 URL = f"http://127.0.0.1:{PORT}"
 FAKE = """
 import sys
+from pathlib import Path
 from service.__main__ import main
 from tests.service_fakes import fake
 sys.exit(main(sys.argv[3:], fake(Path(sys.argv[1]), float(sys.argv[2]))))
@@ -73,40 +78,68 @@ def worker_of(process: psutil.Process) -> psutil.Process:
     return max((each for each in process.children(recursive=True)), key=lambda each: each.create_time())
 
 
+def figure(name: str) -> float:
+    """One of the server's figures."""
+    lines = httpx.get(f"{URL}/metrics").text.splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
+
+
 def throughput(size: int, fake: bool) -> None:
-    """Take turns, a stretch each, so that what else the machine does falls on both."""
-    from service.cascade import GenerateRequest, load_cascade
+    """One client against single direct calls, and eight, so that batches are full, against direct batches of four.
+
+    Both make the same files. They take turns, a few seconds each, so that what else the machine does falls on both.
+    """
+    from service.cascade import load_cascade
     from service.settings import load_settings
 
-    cascade = load_cascade(load_settings([]))
-    print("| upscale | stretch | HTTP, pictures/s | direct, pictures/s | HTTP/direct | largest difference |")
-    print("|---|---|---|---|---|---|")
+    settings = load_settings([])
+    cascade = load_cascade(settings)
+    print(
+        "| upscale | clients | batch | HTTP, s a picture | direct, s a picture | direct/HTTP | pictures that differ |"
+    )
+    print("|---|---|---|---|---|---|---|")
     with server(False), httpx.Client(timeout=600) as client:
         for upscale in (1, 4):
-            for stretch in range(4):
-                seeds = range(size)
-                begun = time.perf_counter()
-                with ThreadPoolExecutor(4) as pool:
+            for clients, batch in ((1, 1), (2 * settings.max_batch, settings.max_batch)):
+                stretch, differing = (2 if clients == 1 else 6 * clients), 0
+                spent: list[tuple[float, float]] = []
+                for _ in range(size if clients == 1 else size // 5):
+                    begun = time.perf_counter()
+                    served = ask_for(client, stretch, upscale, clients)
+                    middle = time.perf_counter()
+                    direct = draw(cascade, stretch, upscale, batch)
+                    spent.append(((middle - begun) / stretch, (time.perf_counter() - middle) / stretch))
+                    differing += sum(a != b for a, b in zip(served, direct, strict=True))
+                over_http, directly = zip(*spent[1:], strict=True)  # the first warms up
+                seconds = f"{statistics.median(over_http):.3f} | {statistics.median(directly):.3f}"
+                ratio = sum(directly) / sum(over_http)
+                shown = f"{seconds} | {ratio:.3f} | {differing} of {len(spent) * stretch}"
+                print(f"| {upscale} | {clients} | {batch} | {shown} |", flush=True)
 
-                    def ask(seed: int, upscale: int = upscale) -> bytes:
-                        body = {"prompt": "a red apple", "seed": seed}
-                        answer = client.post(f"{URL}/generate", params={"upscale": upscale}, json=body)
-                        assert answer.status_code == 200, answer.text
-                        return answer.content
 
-                    served = list(pool.map(ask, seeds))
-                middle = time.perf_counter()
-                direct: list[np.ndarray] = []
-                for first in range(0, size, 4):
-                    wanted = [GenerateRequest("a red apple", s, upscale) for s in seeds[first : first + 4]]
-                    direct += [made.image for made in cascade.generate(wanted)]  # type: ignore[union-attr]
-                ended = time.perf_counter()
-                shown = [np.asarray(Image.open(io.BytesIO(each))).astype(int) for each in served]
-                difference = max(int(np.abs(a - b).max()) for a, b in zip(shown, direct, strict=True))
-                rates = size / (middle - begun), size / (ended - middle)
-                if stretch:  # the first warms up
-                    row = f"{rates[0]:.2f} | {rates[1]:.2f} | {rates[0] / rates[1]:.2f} | {difference}"
-                    print(f"| {upscale} | {stretch} | {row} |", flush=True)
+def ask_for(client: httpx.Client, size: int, upscale: int, clients: int) -> list[bytes]:
+    """The files of seeds 0 to `size` from the server."""
+
+    def ask(seed: int) -> bytes:
+        body = {"prompt": "a red apple", "seed": seed}
+        answer = client.post(f"{URL}/generate", params={"upscale": upscale}, json=body)
+        assert answer.status_code == 200, answer.text
+        return answer.content
+
+    with ThreadPoolExecutor(clients) as pool:
+        return list(pool.map(ask, range(size)))
+
+
+def draw(cascade: Cascade, size: int, upscale: int, batch: int) -> list[bytes]:
+    """The same files by calling the cascade."""
+    files = []
+    for first in range(0, size, batch):
+        wanted = [GenerateRequest("a red apple", seed, upscale) for seed in range(first, min(first + batch, size))]
+        for request, made in zip(wanted, cascade.generate(wanted), strict=True):
+            assert isinstance(made, GenerateResult)
+            metadata = metadata_of(request, made.used, cascade.info().versions)
+            files.append(encode_picture(Picture(made.image), metadata=metadata))
+    return files
 
 
 def health(size: int, fake: bool) -> None:
@@ -215,20 +248,15 @@ def memory(size: int, fake: bool) -> None:
     with server(fake, *flags) as process, ThreadPoolExecutor(8) as pool:
         list(pool.map(mixed, range(max(size // 10, 40))))
         time.sleep(2)
-        worker = worker_of(process)
-        before = process.memory_info().rss, worker.memory_info().rss
+        before = process.memory_info().rss, figure("service_worker_memory_bytes")
         outcomes = Counter(pool.map(mixed, range(10**6, 10**6 + size)))
         time.sleep(2)
-        after = process.memory_info().rss, worker.memory_info().rss
-        restarts = [
-            line
-            for line in httpx.get(f"{URL}/metrics").text.splitlines()
-            if line.startswith("service_worker_restarts_total")
-        ]
+        after = process.memory_info().rss, figure("service_worker_memory_bytes")
+        restarts = figure("service_worker_restarts_total")
     print("| process | before, MB | after, MB | change |\n|---|---|---|---|")
     for name, first, last in zip(("server", "worker"), before, after, strict=True):
         print(f"| {name} | {first / 1e6:.0f} | {last / 1e6:.0f} | {last / first - 1:+.1%} |")
-    print(f"\n{dict(outcomes)}; {restarts[0]}")
+    print(f"\n{dict(outcomes)}; {restarts:.0f} restarts")
 
 
 def kills(size: int, fake: bool) -> None:
@@ -282,15 +310,13 @@ def cancel(size: int, fake: bool) -> None:
             time.sleep(0.2 + random.Random(each).random() * 10 * step)
             client.delete(begun_at.headers["location"])
         time.sleep(2)
-        lines = client.get("/metrics").text.splitlines()
-    figures = {line.split()[0]: float(line.split()[1]) for line in lines if line.startswith("service_cancel_to_idle")}
-    mean = figures["service_cancel_to_idle_seconds_sum"] / figures["service_cancel_to_idle_seconds_count"]
+        mean = figure("service_cancel_to_idle_seconds_sum") / figure("service_cancel_to_idle_seconds_count")
     print("| cancelled | a step, ms | from cancel to idle, ms (mean) |\n|---|---|---|")
     print(f"| {size} | {1000 * step:.0f} | {1000 * mean:.0f} |")
 
 
 COMMANDS = {
-    "throughput": (throughput, 16),
+    "throughput": (throughput, 15),
     "health": (health, 2000),
     "clients": (clients, 1600),
     "memory": (memory, 1000),

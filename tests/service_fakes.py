@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ import httpx
 import numpy as np
 import uvicorn
 
+from service.__main__ import listen
 from service.app import create_app
 from service.pool import Pool
 from service.requests import (
@@ -54,7 +54,10 @@ class FakeCascade:
         )
 
     def generate(
-        self, requests: Sequence[GenerateRequest], on_step: OnStep | None = None
+        self,
+        requests: Sequence[GenerateRequest],
+        on_step: OnStep | None = None,
+        wanted: Callable[[int], bool] = lambda index: True,
     ) -> list[GenerateResult | Exception]:
         prompts = "+".join(request.prompt for request in requests)
         steps = requests[0].steps or 3
@@ -182,7 +185,7 @@ def serving(
     settings = Settings(**{"batch_wait_ms": 0, "log_level": "error", **options})
     multiprocessing.get_context("forkserver").set_forkserver_preload(["tests.service_fakes"])  # starts are quick then
     app = create_app(settings, factory or fake(place, step_seconds))
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with listen("127.0.0.1", 0) as listener:
         url = "http://{}:{}".format(*listener.getsockname())
         patience = settings.shutdown_seconds
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=patience))

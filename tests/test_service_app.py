@@ -1,17 +1,25 @@
 """Over HTTP, from a real server with a fake cascade: pictures, seeds, state, queue, cancelling."""
 
+import asyncio
 import base64
 import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind
 from PIL import Image
 
+from service.app import create_app
 from service.cascade import GenerateRequest
 from service.pool import State
-from tests.service_fakes import BASE, Running, flat_result, problem, serving, wait_until
+from service.settings import Settings
+from tests.service_fakes import BASE, Running, fake, flat_result, problem, serving, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -194,3 +202,22 @@ def test_what_the_models_refuse_is_422(server: Running) -> None:
     (error,) = problem(answer).errors or []
     assert (error.field, error.message) == ("prompt", "99 tokens; the base model reads at most 77")
     assert (error.got or "").startswith('"refuse refuse')
+
+
+def test_requests_are_traced_without_prompts(tmp_path: Path) -> None:
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    app = create_app(Settings(), fake(tmp_path), {"tracer_provider": provider})
+    trace = "0af7651916cd43dd8448eb211c80319c"
+
+    async def ask() -> httpx.Response:
+        head = {"traceparent": f"00-{trace}-b7ad6b7169203331-01"}
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+            return await client.post("/generate", json={"prompt": "a secret", "steps": 0}, headers=head)
+
+    assert asyncio.run(ask()).status_code == 422
+    spans = exporter.get_finished_spans()
+    (request,) = [each for each in spans if each.kind is SpanKind.SERVER]
+    assert request.name == "POST /generate" and request.attributes["http.response.status_code"] == 422
+    assert f"{request.context.trace_id:032x}" == trace
+    assert not any("secret" in each.to_json() for each in spans)

@@ -19,6 +19,7 @@ from service.cascade import (
     InvalidRequest,
     Progress,
 )
+from service.requests import NotWanted
 from service.settings import Settings
 
 StepEnd = Callable[..., dict[str, Any]]
@@ -299,6 +300,20 @@ def test_equal_requests_are_made_together_and_a_bad_one_fails_alone() -> None:
     for outcome, request in ((first, requests[0]), (last, requests[2])):
         assert isinstance(outcome, GenerateResult)
         assert np.array_equal(outcome.image, one(make(), request).image)
+
+
+def test_cancelled_mates_are_left_out_from_the_next_stage_on() -> None:
+    enlarger, seen = Enlarger(), list[Progress]()
+    requests = [GenerateRequest("a", 1), GenerateRequest("b", 2), GenerateRequest("c", 3)]
+    first, gone, last = make(Base(), enlarger).generate(requests, seen.append, lambda index: index != 1)
+    assert isinstance(gone, NotWanted)
+    assert len(enlarger.calls[0]["image"]) == 2
+    assert {each.stage: each.of for each in seen} == {"base": (0, 1, 2), "x4": (0, 2)}
+    for outcome, request in ((first, requests[0]), (last, requests[2])):
+        assert isinstance(outcome, GenerateResult)
+        assert np.array_equal(outcome.image, one(make(), request).image)
+    nothing = make(Base(), enlarger).generate(requests[:1], None, lambda index: False)
+    assert isinstance(nothing[0], NotWanted) and len(enlarger.calls) == 1
 
 
 def test_unsafe_picture_fails_alone() -> None:

@@ -205,7 +205,7 @@ def test_bad_bodies_and_headers_are_answered(server: Running) -> None:
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.lists(st.integers()),
     ),
 )
-@settings(max_examples=40, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 def test_any_options_are_answered(server: Running, path: str, body: dict[str, object]) -> None:
     check(server.client.post(path, content=json.dumps(body), headers=JSON))
 

@@ -14,13 +14,13 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.__main__ import main
+from service.__main__ import listen, main
 from tests.service_fakes import fake, wait_until
 
 SERVE = """
 import sys
 from pathlib import Path
-from service.__main__ import main
+from service.__main__ import listen, main
 from tests.service_fakes import fake, wait_until
 sys.exit(main(sys.argv[2:], fake(Path(sys.argv[1]))))
 """
@@ -35,7 +35,11 @@ FACTORY = fake(Path("/nowhere"))
         ("SERVICE_SR_MODEL", "/no/such/place", "SERVICE_SR_MODEL or --sr-model: there is no such directory"),
         ("SERVICE_HOST", "127.0.0.999", "cannot listen on 127.0.0.999:8000: "),
         ("SERVICE_HOST", "0.0.0.0", "others can reach this address: set SERVICE_API_KEYS, or "),
-        ("SERVICE_API_KEYS", "me:short", "SERVICE_API_KEYS or --api-keys: each must be NAME:KEY, the key of 16 "),
+        (
+            "SERVICE_API_KEYS",
+            "me:short",
+            "SERVICE_API_KEYS or --api-keys: each must be NAME:KEY or NAME/REQUESTS",
+        ),
     ],
 )
 def test_bad_start_is_one_line_and_status_2(
@@ -60,6 +64,13 @@ def test_port_in_use_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]
     err = capsys.readouterr().err
     assert err.startswith(f"python -m service: error: cannot listen on 127.0.0.1:{port}: Address already in use")
     assert err.count("\n") == 1
+
+
+def test_answers_do_not_wait_for_acknowledgements() -> None:
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_models_that_do_not_load_are_one_line_and_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

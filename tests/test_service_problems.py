@@ -200,7 +200,7 @@ def test_unknown_path_and_method(server: Running) -> None:
     ),
     upscale=st.sampled_from([1, 4, 16]) | st.text(max_size=5),
 )
-@settings(max_examples=100, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 def test_any_json_is_a_picture_or_a_client_error(server: Running, body: object, upscale: object) -> None:
     answer = server.client.post("/generate", params={"upscale": str(upscale)}, content=json.dumps(body), headers=JSON)
     if answer.status_code != 200:

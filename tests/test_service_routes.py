@@ -158,7 +158,7 @@ def test_sizes_are_the_base_models_enlarged() -> None:
 
 
 def test_keys_are_wanted_everywhere_but_where_nothing_is_told(tmp_path: Path) -> None:
-    with serving(tmp_path, api_keys=f"me:{KEY},other:{KEY}-other") as server:
+    with serving(tmp_path, api_keys=f"me:{KEY},other/1:{KEY}-other") as server:
         paths = {"/healthz": 200, "/readyz": 200, "/": 200, "/docs": 200, "/openapi.json": 200}
         paths |= {"/metrics": 401, "/info": 401, "/requests/1": 401, "/v1/models": 401}
         for path, status in paths.items():
@@ -171,6 +171,10 @@ def test_keys_are_wanted_everywhere_but_where_nothing_is_told(tmp_path: Path) ->
         assert begun.status_code == 202
         for key, status in ((KEY, 200), (f"{KEY}-other", 404)):
             assert server.client.get(begun.headers["location"], headers={"x-api-key": key}).status_code == status
+        for status in (200, 429):
+            limited = server.client.post("/generate", json={"prompt": "a"}, headers={"x-api-key": f"{KEY}-other"})
+            assert limited.status_code == status
+        assert "1 times a minute" in problem(limited).detail
 
 
 @pytest.mark.parametrize(

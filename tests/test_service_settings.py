@@ -86,3 +86,13 @@ def test_directory_of_a_pipeline_and_a_hub_id_are_models(tmp_path: Path) -> None
     assert load_settings(["--base-model", str(tmp_path)]).base_model == str(tmp_path)
     with pytest.raises(BadSettings, match="--sr-model: there is no such directory"):
         load_settings(["--sr-model", "someone/some-model.v1"])
+
+
+def test_keys_have_names_and_perhaps_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SERVICE_API_KEYS", "me:0123456789abcdef, you/60:fedcba9876543210:/")
+    first, second = load_settings([]).api_keys
+    assert (first.name, first.per_minute, second.name, second.per_minute) == ("me", None, "you", 60)
+    monkeypatch.setenv("SERVICE_API_KEYS", "you/often:fedcba9876543210")
+    with pytest.raises(BadSettings, match="each must be NAME:KEY or NAME/REQUESTS_A_MINUTE:KEY") as raised:
+        load_settings([])
+    assert "fedcba" not in str(raised.value)

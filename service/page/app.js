@@ -158,7 +158,13 @@ async function run() {
   }
   running = null;
   busy(false);
-  if (!current && find("error").textContent) find("stage").dataset.state = "empty";
+  if (!find("error").textContent) return;
+  if (current) await present(current); // not what was left half done
+  else {
+    find("stage").dataset.state = "empty";
+    find("view").hidden = true;
+    find("hint").hidden = false;
+  }
 }
 
 function bytesOf(image) {

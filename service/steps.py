@@ -1,0 +1,69 @@
+"""How far a network is, told from within diffusers' pipelines."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.upscale import OnStep, Progress
+
+
+class StepCallback:
+    """Announces a stage; then a callback of diffusers' that tells `on_step`, which may raise, of each of its steps."""
+
+    def __init__(
+        self, on_step: OnStep, stage: str, steps: int, preview: Callable[[], list[NDArray[np.uint8]]] | None = None
+    ) -> None:
+        self._on_step, self._preview = on_step, preview
+        self._last = Progress(stage, 0, steps, preview)
+        on_step(self._last)
+
+    def __call__(self, pipeline: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+        """Step `step`, counted from 0, is done; some schedulers take more than they were asked for."""
+        preview, steps = self._preview or latent_preview(pipeline, values), self._last.steps
+        self._last = Progress(self._last.stage, min(step + 1, steps), steps, preview)
+        self._on_step(self._last)
+        return values
+
+    def again(self) -> None:
+        """Between steps, where the work can be stopped too."""
+        self._on_step(self._last)
+
+    def listening(self, pipeline: Any) -> dict[str, Any]:
+        """The argument that has a pipeline call this after each step. One that takes none (PixArt's) is listened to
+        at its scheduler, which must be this call's own."""
+        if "callback_on_step_end" in inspect.signature(pipeline.__call__).parameters:
+            return {"callback_on_step_end": self}
+        scheduler, calls = pipeline.scheduler, 0
+        step = scheduler.step
+
+        @functools.wraps(step)
+        def telling(*arguments: Any, **options: Any) -> Any:
+            nonlocal calls
+            result = step(*arguments, **options)
+            calls += 1
+            done = calls * self._last.steps // len(scheduler.timesteps)  # some evaluate twice a step
+            self(pipeline, done - 1, None, {"latents": result[0]})
+            return result
+
+        scheduler.step = telling
+        return {}
+
+
+def latent_preview(pipeline: Any, values: dict[str, Any]) -> Callable[[], list[NDArray[np.uint8]]] | None:
+    """What would make small pictures of the latents of this step, for those who look."""
+    latents = values.get("latents")
+    if not hasattr(pipeline, "vae") or latents is None:
+        return None
+
+    def decode() -> list[NDArray[np.uint8]]:
+        from ldm.preview import preview
+
+        return list(preview(pipeline, latents))
+
+    return decode
