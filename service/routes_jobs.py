@@ -48,7 +48,11 @@ class JobSettings(BaseModel):
     )
     aug_level: float | None = Field(default=None, ge=0, lt=1, description="noise smoothed away", examples=[0.0])
     consistency: int | None = Field(
-        default=None, ge=0, le=100, description="how often a result is made to reduce to its picture", examples=[2]
+        default=None,
+        ge=0,
+        le=100,
+        description="how often a result is made to reduce to its picture; null: 0 for JPEG and WebP, else 2",
+        examples=[2],
     )
     format: Literal["PNG", "JPEG", "WEBP", "TIFF"] | None = Field(
         default=None, description="null: each picture's own; another adds its suffix to the name", examples=["PNG"]

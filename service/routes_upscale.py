@@ -71,7 +71,7 @@ def upscale_router(settings: Settings) -> APIRouter:
         seed = secrets.randbelow(2**32) if options.seed is None else options.seed
         chosen = UpscaleOptions(factor, options.steps, options.scheduler, options.aug_level, options.consistency)
         check_scheduler(request, options.scheduler)
-        wanted = UpscaleRequest(picture, seed, chosen)
+        wanted = UpscaleRequest(picture, seed, chosen.for_picture(picture))
         output = Output(format, options.quality, options.metadata == "full")
         return await answer(request, client, [wanted], output, kind, fingerprint)
 

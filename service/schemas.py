@@ -60,7 +60,11 @@ class UpscaleQuery(BaseModel):
         default=None, ge=0, lt=1, description="noise added first, so that more is invented; none: 0", examples=[0.0]
     )
     consistency: int | None = Field(
-        default=None, ge=0, le=100, description="how often the result is made to reduce to the picture again"
+        default=None,
+        ge=0,
+        le=100,
+        description="how often the result is made to reduce to the picture again; none: 0 for JPEG, WebP and with an "
+        "aug_level, else 2",
     )
     format: Literal["png", "jpeg", "webp", "tiff"] | None = Field(
         default=None, description="of the file; none: what Accept names, else the picture's own", examples=["png"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -47,11 +47,15 @@ class UpscaleOptions:
     aug_level: float | None = None
     """At least 0 and less than 1; None is 0, what suits a picture that is not generated."""
     consistency: int | None = None
-    """How many times the result is made to reduce to the picture again."""
+    """How many times the result is made to reduce to the picture again; None never for a lossy file."""
     format: str | None = None
     """PNG, JPEG, WEBP or TIFF; None keeps the file's own where it can be written, else PNG."""
     quality: int = 95
     """Of JPEG and WebP."""
+
+    def for_picture(self, picture: Picture) -> UpscaleOptions:
+        """With the consistency that suits the picture's file where none was asked for."""
+        return replace(self, consistency=picture.consistency(self.consistency))
 
 
 class Upscaler:

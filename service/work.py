@@ -240,7 +240,7 @@ class _Chunk:
 
     def _enlarge(self, batch: list[_Loaded]) -> list[Future[None]]:
         """Enlarge a batch and hand its results to the writers. Where that fails, each of it is tried alone."""
-        studio = self.studio
+        studio, options = self.studio, self.spec.options.for_picture(batch[0].picture)
         seeds = [picture_seed(self.spec.seed, item.task.key) for item in batch]
         with studio.device:
             begun = [item for item in batch if self.ledger.begin(item.task.key)]
@@ -251,7 +251,7 @@ class _Chunk:
             began = time.perf_counter()
             problem: Exception | None = None
             try:
-                results = studio.upscaler.upscale([item.picture for item in batch], seeds, self.spec.options)
+                results = studio.upscaler.upscale([item.picture for item in batch], seeds, options)
             except Exception as error:
                 _log.warning("enlarging %s: %s: %s", batch[0].task.key, type(error).__name__, error)
                 problem = error
@@ -281,7 +281,7 @@ class _Chunk:
             small = item.picture.pixels.shape
             if (height, width) != (options.factor * small[0], options.factor * small[1]):
                 raise RuntimeError(f"promised ×{options.factor} of {small[1]}x{small[0]}, made {width}x{height}")
-            metadata = self.studio.upscaler.metadata(item.picture, seed, options)
+            metadata = self.studio.upscaler.metadata(item.picture, seed, options.for_picture(item.picture))
             data = encode_picture(result, output_format(task.key, options.format), options.quality, metadata)
             self._patiently(lambda: self.target.write(output, data))
         except Stopped:
@@ -340,7 +340,8 @@ class _Chunk:
 
 
 def _batches(loaded: "queue.Queue[_Loaded | None]", size: int) -> Iterator[list[_Loaded]]:
-    """What is loaded, in batches of equal shape and depth of up to `size`; none waits for another to be loaded."""
+    """What is loaded, in batches of equal shape, depth and consistency of up to `size`; none waits for another to be
+    loaded."""
     waiting: list[_Loaded] = []
     more = True
     while more or waiting:
@@ -362,4 +363,4 @@ def _batches(loaded: "queue.Queue[_Loaded | None]", size: int) -> Iterator[list[
 
 
 def _kind(item: _Loaded) -> tuple[Any, ...]:
-    return (*item.picture.pixels.shape, item.picture.pixels.dtype)
+    return (*item.picture.pixels.shape, item.picture.pixels.dtype, item.picture.consistency(None))

@@ -78,3 +78,11 @@ def test_a_result_says_how_it_was_made(upscaler: Upscaler) -> None:
     assert (made["sr_model"], made["sr_hash"]) == ("bundled", sr_hash(Settings()))
     assert made["versions"] == versions()
     assert "Seed: 7, Size: 16x12, Hires upscale: 16, Hires steps: 2, Hires upscaler: SR3 bundled" in text["parameters"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "format", "expected"), [(None, "JPEG", 0), (None, "WEBP", 0), (None, "PNG", None), (3, "JPEG", 3)]
+)
+def test_a_lossy_file_is_not_projected_back_unless_asked_for(asked, format, expected):
+    picture = Picture(np.zeros((8, 8, 3), np.uint8), format=format)
+    assert UpscaleOptions(factor=16, consistency=asked).for_picture(picture) == UpscaleOptions(16, consistency=expected)
