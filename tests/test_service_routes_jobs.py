@@ -28,10 +28,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def client(root: Path) -> Iterator[httpx.Client]:
     """A server with one worker, which may use `root`/free alone."""
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     settings = Settings(data_dir=root / "data", storage_roots=[str(root / "free")], max_archive_bytes=200_000)
-    with running(jobs_app(settings)) as url, httpx.Client(base_url=url, timeout=30) as client:
-        yield client
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", paths)  # of the worker's process
+        with running(jobs_app(settings)) as url, httpx.Client(base_url=url, timeout=30) as client:
+            yield client
 
 
 def archive(files: dict[str, bytes]) -> bytes:
