@@ -357,7 +357,7 @@ def test_reader_of_events_that_goes_away_stops_its_request_but_not_one_in_the_ba
     head = {"accept": "text/event-stream"}
     with server.client.stream("POST", "/generate", json={"prompt": "mine"}, headers=head) as answer:
         assert next(answer.iter_lines()) == "event: status"
-        assert server.pool.waiting == 1
+        wait_until(lambda: server.pool.waiting == 1)
     wait_until(lambda: server.pool.waiting == 0)
     server.go()
     assert ended(server, background)["state"] == "succeeded"
