@@ -105,7 +105,8 @@ def main(config: GuideConfig) -> int:
     for name, pixels in made.items():
         cv2.imwrite(str(config.out / name), pixels[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 9])
     command = [sys.executable, "-m", "sr3", str(config.out / "result.png"), "-o", str(config.out / "result_x4.png")]
-    subprocess.run([*command, "--seed", str(config.seed)], check=True)
+    # A drawn picture's own blur is not projected back: the noise of the service's SERVICE_AUG_LEVEL goes on it first.
+    subprocess.run([*command, "--seed", str(config.seed), "--aug-level", "0.02"], check=True)
     return 0
 
 

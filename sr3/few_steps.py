@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from sr3.model import SCALE, LowResEncoder, SR3UNet, reduce, upsample
-from sr3.process import add_noise, augment, denoising_loss, scheduler_gamma
+from sr3.process import add_noise, augment, denoising_loss, scheduler_gamma, standardised
 
 
 def levels(scheduler: Any, counts: Sequence[int]) -> list[Tensor]:
@@ -63,7 +63,7 @@ class FewSteps(nn.Module):
             encoded = self.encoder(low_res, level)
         scale = F.interpolate(encoded.log_scale.float().exp(), scale_factor=float(SCALE))
         mean = encoded.mean.float()
-        residual = F.pixel_unshuffle(((high_res - mean) / scale).clamp(-6, 6), SCALE)
+        residual = standardised(high_res, mean, scale, SCALE)
         output = self.unet(add_noise(residual, gamma, noise), encoded.features, gamma).float()
         weight = encoded.log_scale.float().exp()
         terms = {"denoising": denoising_loss(output, residual, weight / weight.mean())}

@@ -4,8 +4,9 @@ Nothing is downloaded. A folder holds the files by the names under which their a
 torchvision names them, the layers' weights as the packages `lpips` (weights/v0.1) and `DISTS_pytorch` do.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ ALEXNET_LAYERS = (  # place among torchvision's features, channels, kernel, stri
 VGG16_STAGES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))  # places of the convolutions
 VGG16_WIDTHS = (64, 128, 256, 512, 512)
 
+Network = TypeVar("Network", bound=nn.Module)
 Distance = Callable[[np.ndarray, np.ndarray], float]
 """Of two uint8 pictures (H, W, 3) of one size: 0 where they are equal, larger the more an eye tells them apart."""
 
@@ -38,12 +40,22 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is no file of network weights: {str(error).splitlines()[0]}") from None
 
 
-def _fill(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+def _named(path: Path, names: Iterable[str]) -> dict[str, Tensor]:
+    """Those tensors of a file. Raises ValueError, also where one is missing."""
+    weights = read_weights(path)
     try:
-        module.load_state_dict({name: weights[name] for name in module.state_dict()})
-    except (KeyError, RuntimeError) as error:
+        return {name: weights[name] for name in names}
+    except KeyError as error:
+        raise ValueError(f"{path} holds no {error}") from None
+
+
+def _filled(network: Network, path: Path) -> Network:
+    """The network with a file's weights. Raises ValueError for a file that does not fit."""
+    try:
+        network.load_state_dict(_named(path, network.state_dict()))
+    except RuntimeError as error:
         raise ValueError(f"{path} does not fit the network: {str(error).splitlines()[0]}") from None
-    module.eval().requires_grad_(False)
+    return network.eval().requires_grad_(False)
 
 
 def _images(picture: np.ndarray) -> Tensor:
@@ -98,13 +110,9 @@ class VGG16(nn.Module):
 
 def lpips(folder: Path) -> Distance:
     """LPIPS 0.1 on AlexNet (Zhang et al., arXiv 1801.03924, equation 1). Raises ValueError for unusable files."""
-    network = AlexNet()
-    _fill(network, read_weights(folder / ALEXNET_FILE), folder / ALEXNET_FILE)
-    weights = read_weights(folder / LPIPS_LAYERS)
-    try:
-        layers = [weights[f"lin{i}.model.1.weight"] for i in range(len(ALEXNET_LAYERS))]  # each (1, C, 1, 1)
-    except KeyError as error:
-        raise ValueError(f"{folder / LPIPS_LAYERS} holds no {error}") from None
+    network = _filled(AlexNet(), folder / ALEXNET_FILE)
+    names = [f"lin{i}.model.1.weight" for i in range(len(ALEXNET_LAYERS))]
+    layers = list(_named(folder / LPIPS_LAYERS, names).values())  # each (1, C, 1, 1)
 
     def distance(first: np.ndarray, second: np.ndarray) -> float:
         total = 0.0
@@ -119,13 +127,9 @@ def lpips(folder: Path) -> Distance:
 
 def dists(folder: Path) -> Distance:
     """DISTS on VGG16 (Ding et al., arXiv 2004.07728, equations 4 to 6). Raises ValueError for unusable files."""
-    network = VGG16()
-    _fill(network, read_weights(folder / VGG16_FILE), folder / VGG16_FILE)
-    weights = read_weights(folder / DISTS_LAYERS)
-    try:
-        alpha, beta = weights["alpha"].flatten(), weights["beta"].flatten()  # of 3 + 1472 channels
-    except KeyError as error:
-        raise ValueError(f"{folder / DISTS_LAYERS} holds no {error}") from None
+    network = _filled(VGG16(), folder / VGG16_FILE)
+    weights = _named(folder / DISTS_LAYERS, ("alpha", "beta"))
+    alpha, beta = weights["alpha"].flatten(), weights["beta"].flatten()  # of 3 + 1472 channels
     total = alpha.sum() + beta.sum()
 
     def statistics(picture: np.ndarray) -> list[Tensor]:

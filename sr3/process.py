@@ -9,7 +9,10 @@ from types import EllipsisType
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+LARGEST_RESIDUAL = 6.0  # in expected standard deviations: what is further out would drown the rest of a batch
 
 
 def cosine_gamma(time: Tensor) -> Tensor:
@@ -32,6 +35,13 @@ def add_noise(sample: Tensor, gamma: Tensor, noise: Tensor) -> Tensor:
     """√γ y₀ + √(1 − γ) ε (SR3, equation 5). `sample` and `noise` (N, C, H, W), `gamma` (N,)."""
     gamma = gamma.view(-1, 1, 1, 1)
     return gamma.sqrt() * sample + (1 - gamma).sqrt() * noise
+
+
+def standardised(high_res: Tensor, mean: Tensor, scale: Tensor, patch: int) -> Tensor:
+    """The residual d = (high_res − μ)/s that the denoiser learns, unshuffled: (N, 3, H, W) and s (N, 1, H, W) to
+    (N, 3·patch², H/patch, W/patch). Cut off at LARGEST_RESIDUAL."""
+    residual = ((high_res - mean) / scale).clamp(-LARGEST_RESIDUAL, LARGEST_RESIDUAL)
+    return F.pixel_unshuffle(residual, patch)
 
 
 def sample_from_noise(noisy: Tensor, gamma: Tensor, noise: Tensor) -> Tensor:

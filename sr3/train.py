@@ -22,9 +22,7 @@ from sr3.loop import LoopConfig, fit, generator
 from sr3.model import SCALE, LowResEncoder, SR3UNet
 from sr3.pipeline import SR3Pipeline, resolve_device
 from sr3.presets import PRESETS, Preset, build, save
-from sr3.process import add_noise, augment, cosine_gamma, denoising_loss, sample_gamma, scale_loss
-
-LARGEST_RESIDUAL = 6.0  # in expected standard deviations: what is further out would drown the rest of a batch
+from sr3.process import add_noise, augment, cosine_gamma, denoising_loss, sample_gamma, scale_loss, standardised
 
 
 @dataclass(frozen=True)
@@ -71,8 +69,7 @@ class Cascade(nn.Module):
         patch = self.unet.config.patch_size
         with torch.autocast(low_res.device.type, enabled=False):
             scale = F.interpolate(encoded.log_scale.detach().float().exp(), scale_factor=float(SCALE))
-            residual = ((high_res - encoded.mean.detach().float()) / scale).clamp(-LARGEST_RESIDUAL, LARGEST_RESIDUAL)
-            residual = F.pixel_unshuffle(residual, patch)
+            residual = standardised(high_res, encoded.mean.detach().float(), scale, patch)
             noisy = add_noise(residual, gamma, noise)
         output = self.unet(noisy, encoded.features.detach(), gamma)
         return encoded.mean, encoded.log_scale, output, residual

@@ -11,16 +11,8 @@ def parameters(model: torch.nn.Module) -> int:
 
 
 def test_the_papers_64_to_256_preset_has_625_million_parameters():
-    preset = PRESETS["sr3-paper"]
     with torch.device("meta"):
-        unet = SR3UNet(
-            patch_size=preset.patch_size,
-            condition_channels=preset.channels,
-            base_channels=preset.base_channels,
-            multipliers=preset.multipliers,
-            num_blocks=preset.unet_blocks,
-            attention_levels=preset.attention_levels,
-        )
+        unet = build(PRESETS["sr3-paper"]).unet
     assert abs(parameters(unet) / 625e6 - 1) < 0.03
 
 

@@ -74,5 +74,8 @@ def test_only_networks_that_are_there_are_measured(networks, tmp_path):
     with pytest.raises(ValueError, match="is no file of network weights"):
         distances(tmp_path)
     torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / ALEXNET_FILE)
+    with pytest.raises(ValueError, match="holds no 'features"):
+        distances(tmp_path)
+    torch.save({name: torch.zeros(1) for name in AlexNet().state_dict()}, tmp_path / ALEXNET_FILE)
     with pytest.raises(ValueError, match="does not fit the network"):
         distances(tmp_path)
