@@ -41,6 +41,8 @@ class TrainConfig:
     """The numbers of steps that the phase few-steps is for."""
     adversarial: float = 0.0
     """In the phase few-steps: the weight of a small patch discriminator's judgement, about 0.05; 0 for none."""
+    mean_loss: str = "l1"
+    """What μ is trained on: l1, or psnr (the logarithm of each crop's squared error) for a last stretch."""
     crop_size: int = 128
     """Pixels on a side of the training targets: a multiple of 32."""
     mix: Mix = field(default_factory=Mix)
@@ -81,9 +83,12 @@ def losses(
     draw: torch.Generator,
     schedule: Tensor,
     paper: bool,
+    mean_loss: str = "l1",
 ) -> dict[str, Tensor]:
-    """The terms of one step: `mean` (L1 on μ), `scale` and, with a denoiser, `denoising`. `total` is their sum.
+    """The terms of one step: `mean` (of μ), `scale` and, with a denoiser, `denoising`. `total` is their weighted sum.
 
+    `mean_loss` is l1, or psnr: a tenth of the mean of log(MSE + 1e-4) over the crops, which is PSNR but for a
+    factor (Chen et al. 2021, HINet, equation 5); the floor keeps flat crops from outweighing all others.
     `batch` is low_res (N, 3, h, w) and high_res (N, 3, 4h, 4w) in [-1, 1], and aug_level (N,); `schedule` (T + 1,).
     """
     low_res, high_res, level = batch
@@ -100,7 +105,11 @@ def losses(
         return {"total": total, "denoising": total}
     mean, log_scale = mean.float(), log_scale.float()
     error = F.avg_pool2d(((high_res - mean) ** 2).mean(1, keepdim=True), SCALE)
-    terms = {"mean": (mean - high_res).abs().mean(), "scale": scale_loss(log_scale, error)}
+    if mean_loss == "psnr":
+        distance = error.mean((1, 2, 3)).add(1e-4).log().mean() / 10
+    else:
+        distance = (mean - high_res).abs().mean()
+    terms = {"mean": distance, "scale": scale_loss(log_scale, error)}
     total = 10 * terms["mean"] + 0.1 * terms["scale"]
     if output is None:
         return {"total": total, **terms}
@@ -115,6 +124,8 @@ def check(config: TrainConfig) -> Preset:
         raise ValueError(f"preset is {config.preset!r}; it must be one of {', '.join(PRESETS)}")
     if config.phase not in ("all", "encoder", "few-steps"):
         raise ValueError(f"phase is {config.phase!r}; it must be all, encoder or few-steps")
+    if config.mean_loss not in ("l1", "psnr"):
+        raise ValueError(f"mean_loss is {config.mean_loss!r}; it must be l1 or psnr")
     if config.phase == "few-steps" and config.init is None:
         raise ValueError("the phase few-steps needs --init")
     if config.phase != "all" and PRESETS[config.preset].paper:
@@ -185,7 +196,7 @@ def train(config: TrainConfig) -> SR3Pipeline:
             terms = few_steps.losses(run, batch, draw, paths)
             terms["total"] = few.total(terms)
         else:
-            terms = losses(run, batch, draw, schedule, preset.paper)
+            terms = losses(run, batch, draw, schedule, preset.paper, config.mean_loss)
         return terms["total"], {k: float(v.detach()) for k, v in terms.items()}
 
     def on_save(step: int) -> dict[str, Tensor]:
