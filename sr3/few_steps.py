@@ -1,5 +1,5 @@
-"""The last training phase: the denoiser at the very noise levels that a sampler of few steps visits, and against a
-small patch discriminator on what that sampler makes. The encoder, and with it 0 steps, stays as it is."""
+"""The last training phase: the denoiser at the very noise levels that a sampler of few steps visits, and by a scoring
+rule on what that sampler makes. The encoder, and with it 0 steps, stays as it is."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -8,10 +8,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import spectral_norm
 
-from sr3.model import SCALE, LowResEncoder, SR3UNet, reduce, upsample
+from sr3.model import SCALE, LowResEncoder, SR3UNet
 from sr3.process import add_noise, augment, denoising_loss, scheduler_gamma, standardised
+
+PATCHES = (1, 4, 8, 16)  # pixels a side, in which samples are compared
 
 
 def levels(scheduler: Any, counts: Sequence[int]) -> list[Tensor]:
@@ -30,53 +31,49 @@ def step(noisy: Tensor, sample: Tensor, gamma: Tensor, gamma_next: Tensor) -> Te
     return gamma_next.sqrt() * sample + (1 - gamma_next).sqrt() * noise
 
 
-class Discriminator(nn.Module):
-    """Scores of patches (PatchGAN, arXiv 1611.07004) with spectral normalisation (arXiv 1802.05957): a picture beside
-    its enlarged low_res, both (N, 3, H, W), to (N, 1, H/4, W/4). Positive for what looks real."""
+def patch_distance(one: Tensor, other: Tensor, sizes: Sequence[int] = PATCHES) -> Tensor:
+    """The Euclidean distance of two pictures' patches over the square root of their dimension, as a mean over half
+    overlapping patches of so many pixels a side: pictures (N, C, H, W) to one number."""
+    squared = ((one - other) ** 2).mean(1, keepdim=True)
+    means = [F.avg_pool2d(squared, size, max(size // 2, 1)) for size in sizes]
+    return torch.stack([mean.add(1e-6).sqrt().mean() for mean in means]).mean()
 
-    def __init__(self, channels: int = 32) -> None:
-        super().__init__()
-        sizes = [(6, channels, 3, 1), (channels, 2 * channels, 4, 2), (2 * channels, 4 * channels, 4, 2)]
-        layers: list[nn.Module] = []
-        for inner, outer, kernel, stride in sizes:
-            layers += [spectral_norm(nn.Conv2d(inner, outer, kernel, stride, 1)), nn.LeakyReLU(0.2)]
-        self.layers = nn.Sequential(*layers, spectral_norm(nn.Conv2d(4 * channels, 1, 3, padding=1)))
 
-    def forward(self, picture: Tensor, enlarged: Tensor) -> Tensor:
-        return self.layers(torch.cat([picture, enlarged], dim=1))
+def energy_score(one: Tensor, other: Tensor, target: Tensor) -> Tensor:
+    """The energy score of two samples (Gneiting and Raftery 2007, "Strictly proper scoring rules", equation 22) in
+    patches: least where they are drawn as `target` was, so that sharp is right and grain that no picture has is not."""
+    close = 0.5 * (patch_distance(one, target) + patch_distance(other, target))
+    return close - 0.5 * patch_distance(one, other)
 
 
 class FewSteps(nn.Module):
-    """Encoder (frozen), denoiser and, with `adversarial`, discriminator as one module, for one pass of training."""
+    """Encoder (frozen) and denoiser as one module, for one forward pass of training. `energy` is the weight of the
+    energy score of what the sampler makes; with 0 nothing is sampled."""
 
-    def __init__(self, encoder: LowResEncoder, unet: SR3UNet, adversarial: float) -> None:
+    def __init__(self, encoder: LowResEncoder, unet: SR3UNet, energy: float) -> None:
         super().__init__()
-        self.encoder, self.unet, self.adversarial = encoder.requires_grad_(False), unet, adversarial
-        self.discriminator = Discriminator() if adversarial else None
+        self.encoder, self.unet, self.energy = encoder.requires_grad_(False), unet, energy
 
     def forward(
         self, low_res: Tensor, high_res: Tensor, level: Tensor, gamma: Tensor, noise: Tensor, path: Tensor
     ) -> dict[str, Tensor]:
-        """The terms of the loss: `denoising` at `gamma` (N,), and of a picture sampled along `path` (steps,) from
-        `noise` (N, 48, h, w) its `content` (what it reduces to) and what the `discriminator` and `adversarial` say."""
+        """The terms of the loss: `denoising` at `gamma` (N,), and the `energy` of two samples along `path` (steps,)
+        from the halves of `noise` (2·N, 48, h, w), in units of the residual's expected size; `total` is their sum."""
         with torch.no_grad():
             encoded = self.encoder(low_res, level)
-        scale = F.interpolate(encoded.log_scale.float().exp(), scale_factor=float(SCALE))
-        mean = encoded.mean.float()
-        residual = standardised(high_res, mean, scale, SCALE)
-        output = self.unet(add_noise(residual, gamma, noise), encoded.features, gamma).float()
-        weight = encoded.log_scale.float().exp()
+        scale = encoded.log_scale.float().exp()
+        weight = scale / scale.mean()
+        large = F.interpolate(scale, scale_factor=float(SCALE))
+        residual = standardised(high_res, encoded.mean.float(), large, SCALE)
+        noisy = add_noise(residual, gamma, noise[: len(residual)])
+        output = self.unet(noisy, encoded.features, gamma).float()
         terms = {"denoising": denoising_loss(output, residual, weight / weight.mean())}
-        if self.discriminator is None:
-            return terms
-        made = mean + scale * F.pixel_shuffle(self._sample(noise, encoded.features, path), SCALE)
-        enlarged = upsample(low_res.float())
-        terms["content"] = (reduce(made) - reduce(high_res)).abs().mean()
-        frozen = {name: p.detach() for name, p in self.discriminator.named_parameters()}
-        judged = torch.func.functional_call(self.discriminator, frozen, (made, enlarged))
-        terms["adversarial"] = -judged.float().mean()
-        fake, real = self.discriminator(made.detach(), enlarged), self.discriminator(high_res, enlarged)
-        terms["discriminator"] = (F.relu(1 + fake.float()) + F.relu(1 - real.float())).mean()  # hinge
+        terms["total"] = terms["denoising"]
+        if self.energy:
+            twice = encoded.features.repeat(2, 1, 1, 1)
+            one, other = (F.pixel_shuffle(weight * d, SCALE) for d in self._sample(noise, twice, path).chunk(2))
+            terms["energy"] = energy_score(one, other, F.pixel_shuffle(weight * residual, SCALE))
+            terms["total"] = terms["denoising"] + self.energy * terms["energy"]
         return terms
 
     def _sample(self, noise: Tensor, features: Tensor, path: Tensor) -> Tensor:
@@ -87,13 +84,6 @@ class FewSteps(nn.Module):
                 sample = self.unet(noisy, features, gamma.expand(len(noisy))).float()
             noisy = step(noisy, sample, gamma, gamma_next)
         return self.unet(noisy, features, path[-1].expand(len(noisy))).float()
-
-    def total(self, terms: dict[str, Tensor]) -> Tensor:
-        """What is minimised, by denoiser and discriminator at once: neither's terms reach the other's weights."""
-        if self.discriminator is None:
-            return terms["denoising"]
-        made = terms["content"] + self.adversarial * terms["adversarial"]
-        return terms["denoising"] + made + terms["discriminator"]
 
 
 def draw(paths: Sequence[Tensor], generator: torch.Generator, count: int) -> tuple[Tensor, Tensor]:
@@ -111,7 +101,7 @@ def losses(
     low_res, high_res, level = batch
     device = low_res.device
     path, gamma = draw(paths, generator, len(low_res))
-    noise = torch.randn(len(low_res), 3 * SCALE**2, *low_res.shape[-2:], generator=generator).to(device)
+    noise = torch.randn(2 * len(low_res), 3 * SCALE**2, *low_res.shape[-2:], generator=generator).to(device)
     low_res = augment(low_res, level, torch.randn(low_res.shape, generator=generator).to(device))
     with torch.autocast(device.type, torch.bfloat16):
         return model(low_res, high_res, level, gamma.to(device), noise, path.to(device))

@@ -106,6 +106,12 @@ def denoising_loss(output: Tensor, target: Tensor, weight: Tensor | None = None)
     return error.mean() if weight is None else (error * weight).mean()
 
 
+def psnr_loss(mean: Tensor, target: Tensor) -> Tensor:
+    """Mean over the pictures (N, C, H, W) of log(MSE + 1e-4): PSNR but for sign and factor (arXiv 2105.06086,
+    equation 5); the floor keeps flat pictures from outweighing all others."""
+    return ((mean - target) ** 2).mean((1, 2, 3)).add(1e-4).log().mean()
+
+
 def scale_loss(log_scale: Tensor, squared_error: Tensor) -> Tensor:
     """Negative log-likelihood, per number, of errors under a Gaussian of standard deviation exp(log_scale).
 

@@ -22,7 +22,16 @@ from sr3.loop import LoopConfig, fit, generator
 from sr3.model import SCALE, LowResEncoder, SR3UNet
 from sr3.pipeline import SR3Pipeline, resolve_device
 from sr3.presets import PRESETS, Preset, build, save
-from sr3.process import add_noise, augment, cosine_gamma, denoising_loss, sample_gamma, scale_loss, standardised
+from sr3.process import (
+    add_noise,
+    augment,
+    cosine_gamma,
+    denoising_loss,
+    psnr_loss,
+    sample_gamma,
+    scale_loss,
+    standardised,
+)
 
 
 @dataclass(frozen=True)
@@ -39,8 +48,8 @@ class TrainConfig:
     denoiser alone, from --init, at the noise levels of --few-steps."""
     few_steps: tuple[int, ...] = (1, 2, 4)
     """The numbers of steps that the phase few-steps is for."""
-    adversarial: float = 0.0
-    """In the phase few-steps: the weight of a small patch discriminator's judgement, about 0.05; 0 for none."""
+    energy: float = 1.0
+    """In the phase few-steps: the weight of the energy score of what the sampler makes; 0 for none."""
     mean_loss: str = "l1"
     """What μ is trained on: l1, or psnr (the logarithm of each crop's squared error) for a last stretch."""
     crop_size: int = 128
@@ -87,9 +96,8 @@ def losses(
 ) -> dict[str, Tensor]:
     """The terms of one step: `mean` (of μ), `scale` and, with a denoiser, `denoising`. `total` is their weighted sum.
 
-    `mean_loss` is l1, or psnr: a tenth of the mean of log(MSE + 1e-4) over the crops, which is PSNR but for a
-    factor (Chen et al. 2021, HINet, equation 5); the floor keeps flat crops from outweighing all others.
-    `batch` is low_res (N, 3, h, w) and high_res (N, 3, 4h, 4w) in [-1, 1], and aug_level (N,); `schedule` (T + 1,).
+    `mean_loss` is l1, or psnr for a tenth of `psnr_loss`. `batch` is low_res (N, 3, h, w) and high_res (N, 3, 4h, 4w)
+    in [-1, 1], and aug_level (N,); `schedule` (T + 1,).
     """
     low_res, high_res, level = batch
     count, device = len(low_res), low_res.device
@@ -105,10 +113,7 @@ def losses(
         return {"total": total, "denoising": total}
     mean, log_scale = mean.float(), log_scale.float()
     error = F.avg_pool2d(((high_res - mean) ** 2).mean(1, keepdim=True), SCALE)
-    if mean_loss == "psnr":
-        distance = error.mean((1, 2, 3)).add(1e-4).log().mean() / 10
-    else:
-        distance = (mean - high_res).abs().mean()
+    distance = psnr_loss(mean, high_res) / 10 if mean_loss == "psnr" else (mean - high_res).abs().mean()
     terms = {"mean": distance, "scale": scale_loss(log_scale, error)}
     total = 10 * terms["mean"] + 0.1 * terms["scale"]
     if output is None:
@@ -130,8 +135,8 @@ def check(config: TrainConfig) -> Preset:
         raise ValueError("the phase few-steps needs --init")
     if config.phase != "all" and PRESETS[config.preset].paper:
         raise ValueError(f"the phase {config.phase} is not for the paper's presets")
-    if not config.few_steps or min(config.few_steps) < 1 or config.adversarial < 0:
-        raise ValueError("few_steps must be numbers from 1 up, and adversarial at least 0")
+    if not config.few_steps or min(config.few_steps) < 1 or config.energy < 0:
+        raise ValueError("few_steps must be numbers from 1 up, and energy at least 0")
     return PRESETS[config.preset]
 
 
@@ -175,7 +180,7 @@ def train(config: TrainConfig) -> SR3Pipeline:
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         pipeline = SR3Pipeline.from_pretrained(config.init, dtype=torch.float32) if config.init else build(preset)
-        few = FewSteps(pipeline.encoder, pipeline.unet, config.adversarial) if config.phase == "few-steps" else None
+        few = FewSteps(pipeline.encoder, pipeline.unet, config.energy) if config.phase == "few-steps" else None
     paths = few_steps.levels(pipeline.scheduler, config.few_steps) if few else []
     model = (few or Cascade(pipeline.encoder, None if config.phase == "encoder" else pipeline.unet)).to(device)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -194,7 +199,6 @@ def train(config: TrainConfig) -> SR3Pipeline:
         batch, draw = (low_res, high_res, level), generator(config.seed, step)
         if few:
             terms = few_steps.losses(run, batch, draw, paths)
-            terms["total"] = few.total(terms)
         else:
             terms = losses(run, batch, draw, schedule, preset.paper, config.mean_loss)
         return terms["total"], {k: float(v.detach()) for k, v in terms.items()}

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from sr3.data import save_pack
-from sr3.few_steps import FewSteps, draw, levels, step
+from sr3.few_steps import FewSteps, draw, energy_score, levels, step
 from sr3.loop import LoopConfig
 from sr3.presets import PRESETS, build
 from sr3.train import TrainConfig, train
@@ -59,30 +59,45 @@ def batch(seed: int = 0):
     return torch.nn.functional.avg_pool2d(high_res, 4), high_res, torch.zeros(2)
 
 
-def test_who_learns_from_what(pipeline):
-    model = FewSteps(pipeline.encoder, pipeline.unet, 0.1)
+def test_both_terms_teach_the_denoiser_alone(pipeline):
+    model = FewSteps(pipeline.encoder, pipeline.unet, 1.0)
     (path,) = levels(pipeline.scheduler, (2,))
-    noise = torch.randn(2, 48, 8, 8, generator=torch.Generator().manual_seed(1))
-
-    def reached(term: str) -> set[str]:
+    noise = torch.randn(4, 48, 8, 8, generator=torch.Generator().manual_seed(1))
+    for term in ("denoising", "energy"):
         model.zero_grad(set_to_none=True)
         model(*batch(), path[:1].expand(2), noise, path)[term].backward()
-        return {n.split(".")[0] for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+        reached = {
+            n.split(".")[0] for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0
+        }
+        assert reached == {"unet"}
 
-    assert reached("discriminator") == {"discriminator"}
-    for term in ("denoising", "content", "adversarial"):
-        assert reached(term) == {"unet"}
+
+def test_energy_score_is_least_for_samples_of_the_targets_own_kind():
+    draw = torch.Generator().manual_seed(0)
+    kinds = {
+        "alike": lambda: torch.randn(64, 1, 1, 1, generator=draw).expand(64, 3, 16, 16),  # plain, of random brightness
+        "mean": lambda: torch.zeros(64, 3, 16, 16),
+        "grain": lambda: torch.randn(64, 3, 16, 16, generator=draw),
+        "faint": lambda: 0.6 * kinds["alike"](),
+        "strong": lambda: 1.6 * kinds["alike"](),
+    }
+    scores = {
+        name: sum(float(energy_score(kind(), kind(), kinds["alike"]())) for _ in range(20)) / 20
+        for name, kind in kinds.items()
+    }
+    assert min(scores, key=scores.__getitem__) == "alike"
+    assert scores["grain"] > 1.1 * scores["alike"]
 
 
-@pytest.mark.parametrize("adversarial", [0.0, 0.05])
-def test_a_phase_trains_the_denoiser_and_leaves_the_encoder(pipeline, tmp_path, monkeypatch, adversarial):
+@pytest.mark.parametrize("energy", [0.0, 1.0])
+def test_a_phase_trains_the_denoiser_and_leaves_the_encoder(pipeline, tmp_path, monkeypatch, energy):
     monkeypatch.setitem(PRESETS, "bundled", SMALL)
     crops = np.random.default_rng(0).integers(0, 256, (5, 48, 48, 3), np.uint8)
     save_pack(tmp_path / "pack", crops, [{"file": "noise"}])
     pipeline.save_pretrained(tmp_path / "init")
     loop = LoopConfig(steps=4, batch_size=2, warmup=1, device="cpu", save_every=2, log_every=1)
     config = TrainConfig(tmp_path / "pack", tmp_path / "out", init=tmp_path / "init", crop_size=32, loop=loop)
-    config = replace(config, phase="few-steps", adversarial=adversarial)
+    config = replace(config, phase="few-steps", energy=energy)
     trained = train(config)
     before, after = (p.encoder.state_dict() for p in (pipeline, trained))
     assert all(torch.allclose(before[k], after[k], atol=2e-3) for k in before)

@@ -1,5 +1,7 @@
 """The diffusion process, by known answers."""
 
+import math
+
 import diffusers
 import pytest
 import torch
@@ -10,6 +12,7 @@ from sr3.process import (
     cosine_gamma,
     denoising_loss,
     posterior,
+    psnr_loss,
     sample_from_noise,
     sample_gamma,
     scale_loss,
@@ -82,3 +85,10 @@ def test_losses_have_their_minimum_at_the_truth():
     squared = torch.full((1, 1, 2, 2), 0.04)
     values = {s: float(scale_loss(torch.full((1, 1, 2, 2), s).log(), squared)) for s in (0.1, 0.2, 0.4)}
     assert min(values, key=values.__getitem__) == 0.2
+
+
+def test_psnr_loss_counts_each_picture_by_the_logarithm_of_its_squared_error():
+    target = torch.randn(2, 3, 4, 4)
+    errors = torch.tensor([0.1, 0.5]).view(2, 1, 1, 1)
+    expected = (math.log(0.01 + 1e-4) + math.log(0.25 + 1e-4)) / 2
+    assert psnr_loss(target + errors, target) == pytest.approx(expected, rel=1e-5)
