@@ -44,23 +44,6 @@ def standardised(high_res: Tensor, mean: Tensor, scale: Tensor, patch: int) -> T
     return F.pixel_unshuffle(residual, patch)
 
 
-def sample_from_noise(noisy: Tensor, gamma: Tensor, noise: Tensor) -> Tensor:
-    """ŷ₀ = (y_t − √(1 − γ) ε) / √γ (SR3, equation 10): the inverse of `add_noise`."""
-    gamma = gamma.view(-1, 1, 1, 1)
-    return (noisy - (1 - gamma).sqrt() * noise) / gamma.sqrt()
-
-
-def posterior(sample: Tensor, noisy: Tensor, gamma: Tensor, gamma_next: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (N, C, H, W) and variance (N, 1, 1, 1) of q(y_{t-1} | y₀, y_t) (SR3, equation 4).
-
-    `gamma` is γ_t and `gamma_next` γ_{t-1}, which is larger; α_t = γ_t / γ_{t-1}.
-    """
-    gamma, gamma_next = gamma.view(-1, 1, 1, 1), gamma_next.view(-1, 1, 1, 1)
-    alpha = gamma / gamma_next
-    mean = gamma_next.sqrt() * (1 - alpha) * sample + alpha.sqrt() * (1 - gamma_next) * noisy
-    return mean / (1 - gamma), (1 - gamma_next) * (1 - alpha) / (1 - gamma)
-
-
 def augment(low_res: Tensor, level: Tensor, noise: Tensor) -> Tensor:
     """Noise conditioning augmentation (Ho et al., arXiv 2106.15282, section 4): variance-preserving noise of
     standard deviation `level` (N,) in [0, 1), divided by √(1 − level²) so that colours keep their place."""

@@ -11,9 +11,7 @@ from sr3.process import (
     augment,
     cosine_gamma,
     denoising_loss,
-    posterior,
     psnr_loss,
-    sample_from_noise,
     sample_gamma,
     scale_loss,
     scheduler_gamma,
@@ -24,11 +22,6 @@ def test_gamma_of_one_leaves_the_sample_and_zero_only_noise():
     sample, noise = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
     assert torch.equal(add_noise(sample, torch.ones(2), noise), sample)
     assert torch.equal(add_noise(sample, torch.zeros(2), noise), noise)
-
-
-def test_noise_taken_out_gives_the_sample_back():
-    sample, noise, gamma = torch.randn(4, 3, 8, 8), torch.randn(4, 3, 8, 8), torch.tensor([0.9, 0.5, 0.2, 0.05])
-    assert torch.allclose(sample_from_noise(add_noise(sample, gamma, noise), gamma, noise), sample, atol=1e-5)
 
 
 def test_cosine_schedule_runs_from_signal_to_noise():
@@ -42,18 +35,6 @@ def test_sampled_gammas_follow_the_schedule():
     assert gamma.min() >= 0 and gamma.max() <= 1
     # E[cos²(πt/2)] over uniform t is 1/2, its standard deviation 1/√8.
     assert abs(gamma.mean() - 0.5) < 5 * 8**-0.5 / 20_000**0.5
-
-
-def test_posterior_agrees_with_bayes_rule():
-    """q(y_{t-1}|y_0, y_t) ∝ q(y_t|y_{t-1}) q(y_{t-1}|y_0), both Gaussian in one number."""
-    sample, noisy = torch.full((1, 1, 1, 1), 0.7), torch.full((1, 1, 1, 1), -0.4)
-    gamma, gamma_next = torch.tensor([0.3]), torch.tensor([0.6])
-    mean, variance = posterior(sample, noisy, gamma, gamma_next)
-    alpha = gamma / gamma_next
-    precision = alpha / (1 - alpha) + 1 / (1 - gamma_next)
-    expected = (alpha.sqrt() * noisy / (1 - alpha) + gamma_next.sqrt() * sample / (1 - gamma_next)) / precision
-    assert torch.allclose(mean, expected, atol=1e-6)
-    assert torch.allclose(variance.squeeze(), 1 / precision.squeeze(), atol=1e-6)
 
 
 def test_augmentation_keeps_the_mean_and_has_the_stated_level():
