@@ -47,7 +47,8 @@ weights-sr3: .venv/test
 	$(BIN)/python -m sr3.corpus --pack $(RUN)/crops.safetensors --folders $(RUN)/drawings \
 		--held-out $(RUN)/held_out --skip-bad
 	$(BIN)/python -m sr3.train --data $(RUN)/crops.safetensors --out $(RUN)/sr3-encoder --phase encoder
-	$(BIN)/python -m sr3.train --data $(RUN)/crops.safetensors --out $(RUN)/sr3-all --init $(RUN)/sr3-encoder/pipeline
+	$(BIN)/python -m sr3.train --data $(RUN)/crops.safetensors --out $(RUN)/sr3-all --init $(RUN)/sr3-encoder/pipeline \
+		--mean-loss psnr
 	$(BIN)/python -m sr3.train --data $(RUN)/crops.safetensors --out $(RUN)/sr3 --init $(RUN)/sr3-all/pipeline \
 		--phase few-steps --loop.steps 5000 --loop.learning-rate 1e-4
 	@echo "Made $(RUN)/sr3/pipeline"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sr3.model import SCALE, LowResEncoder, SR3UNet
 from sr3.process import add_noise, augment, denoising_loss, scheduler_gamma, standardised
 
-PATCHES = (1, 4, 8, 16)  # pixels a side, in which samples are compared
+WINDOW = 16  # positions a side, over which what a picture holds of a band is estimated
 
 
 def levels(scheduler: Any, counts: Sequence[int]) -> list[Tensor]:
@@ -31,19 +31,32 @@ def step(noisy: Tensor, sample: Tensor, gamma: Tensor, gamma_next: Tensor) -> Te
     return gamma_next.sqrt() * sample + (1 - gamma_next).sqrt() * noise
 
 
-def patch_distance(one: Tensor, other: Tensor, sizes: Sequence[int] = PATCHES) -> Tensor:
-    """The Euclidean distance of two pictures' patches over the square root of their dimension, as a mean over half
-    overlapping patches of so many pixels a side: pictures (N, C, H, W) to one number."""
-    squared = ((one - other) ** 2).mean(1, keepdim=True)
-    means = [F.avg_pool2d(squared, size, max(size // 2, 1)) for size in sizes]
-    return torch.stack([mean.add(1e-6).sqrt().mean() for mean in means]).mean()
+def bands(picture: Tensor) -> list[Tensor]:
+    """Linear views of pictures (N, C, H, W), in which grain and what lies along an edge differ: what is left at a
+    quarter of the size, and the differences between neighbours in four directions at the whole size and a half."""
+    views = [F.avg_pool2d(picture, 4)]
+    for each in (picture, F.avg_pool2d(picture, 2)):
+        views += [each.diff(dim=-1), each.diff(dim=-2)]
+        views += [each[..., 1:, 1:] - each[..., :-1, :-1], each[..., 1:, :-1] - each[..., :-1, 1:]]
+    return views
+
+
+def local_size(view: Tensor, window: int, stride: int) -> Tensor:
+    """Root mean square over the channels and windows of so many positions a side."""
+    return F.avg_pool2d((view**2).mean(1, keepdim=True), window, stride).add(1e-6).sqrt()
 
 
 def energy_score(one: Tensor, other: Tensor, target: Tensor) -> Tensor:
-    """The energy score of two samples (Gneiting and Raftery 2007, "Strictly proper scoring rules", equation 22) in
-    patches: least where they are drawn as `target` was, so that sharp is right and grain that no picture has is not."""
-    close = 0.5 * (patch_distance(one, target) + patch_distance(other, target))
-    return close - 0.5 * patch_distance(one, other)
+    """The energy score of two samples (Gneiting and Raftery 2007, "Strictly proper scoring rules", equation 22), as a
+    mean over patches of the target's `bands`, each relative to how much `target` holds of it thereabouts: grain
+    costs most where the target has edges or nothing, least where it is texture. All (N, C, H, W)."""
+    score = []
+    for a, b, c in zip(bands(one), bands(other), bands(target), strict=True):
+        close = 0.5 * (local_size(a - c, 4, 2) + local_size(b - c, 4, 2)) - 0.5 * local_size(a - b, 4, 2)
+        held = local_size(c, min(WINDOW, *c.shape[-2:]), 4)
+        held = F.interpolate(held, close.shape[-2:], mode="bilinear")
+        score.append((close / (held + 0.1 * held.mean())).mean())
+    return torch.stack(score).mean()
 
 
 class FewSteps(nn.Module):

@@ -40,13 +40,20 @@ class ModelError(ValueError):
 
 
 class SR3Pipeline(DiffusionPipeline):
-    """Encoder once, then `num_inference_steps` of denoising what the encoder's estimate μ misses."""
+    """Encoder once, then `num_inference_steps` of denoising what the encoder's estimate μ misses.
+
+    `temperature` is the standard deviation of the noise to begin with (Glow, arXiv 1807.03039, section 6): less than 1
+    gives samples nearer to μ, with less texture and fewer mistakes in it. It is part of a model, chosen by evaluation.
+    """
 
     model_cpu_offload_seq = "encoder->unet"
 
-    def __init__(self, encoder: LowResEncoder, unet: SR3UNet, scheduler: SchedulerMixin) -> None:
+    def __init__(
+        self, encoder: LowResEncoder, unet: SR3UNet, scheduler: SchedulerMixin, temperature: float = 1.0
+    ) -> None:
         super().__init__()
         self.register_modules(encoder=encoder, unet=unet, scheduler=scheduler)
+        self.register_to_config(temperature=temperature)
 
     @torch.no_grad()
     def __call__(
@@ -179,7 +186,7 @@ class SR3Pipeline(DiffusionPipeline):
         tiling = Tiling(tiling.size * ratio, tiling.overlap * ratio)
         scheduler = type(self.scheduler).from_config(self.scheduler.config)
         scheduler.set_timesteps(steps)
-        sample = noise.mul_(float(scheduler.init_noise_sigma))
+        sample = noise.mul_(self.config.temperature * float(scheduler.init_noise_sigma))
         takes_generator = "generator" in scheduler.step.__code__.co_varnames
         for index, timestep in enumerate(scheduler.timesteps):
             gamma = scheduler_gamma(scheduler, timestep).to(features.device).expand(len(features))

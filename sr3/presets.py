@@ -35,6 +35,7 @@ class Preset:
 PRESETS = {
     "bundled": Preset(),
     "sr3-paper": Preset(3, 0, 1, 128, (1, 2, 4, 4, 8, 8), 3, (4,), 0.0, paper=True),
+    "sr3-paper-small": Preset(3, 0, 1, 40, (1, 2, 3, 4), 1, (3,), 0.0, paper=True),
     "sr3-paper-tiny": Preset(3, 0, 1, 16, (1, 2), 1, (1,), 0.0, paper=True),
 }
 
@@ -66,4 +67,5 @@ def build(preset: Preset) -> SR3Pipeline:
 def save(pipeline: SR3Pipeline, folder: Path) -> None:
     """Write the pipeline's directory: float16, in shards of at most 15 MB. The pipeline itself stays as it is."""
     encoder, unet = (copy.deepcopy(m).to(torch.float16) for m in (pipeline.encoder, pipeline.unet))
-    SR3Pipeline(encoder, unet, pipeline.scheduler).save_pretrained(folder, max_shard_size="15MB")
+    copied = SR3Pipeline(encoder, unet, pipeline.scheduler, pipeline.config.temperature)
+    copied.save_pretrained(folder, max_shard_size="15MB")

@@ -22,4 +22,5 @@ def with_scheduler(pipeline: SR3Pipeline, name: str) -> SR3Pipeline:
     if found is None:
         raise ValueError(f"scheduler is {name!r}; it must be one of {', '.join(SCHEDULERS)}")
     kind, options = SCHEDULERS[found]
-    return SR3Pipeline(pipeline.encoder, pipeline.unet, kind.from_config(pipeline.scheduler.config, **options))
+    scheduler = kind.from_config(pipeline.scheduler.config, **options)
+    return SR3Pipeline(pipeline.encoder, pipeline.unet, scheduler, pipeline.config.temperature)

@@ -40,7 +40,7 @@ class TrainConfig:
     """A pack of crops, or a folder of pictures."""
     out: Path
     preset: str = "bundled"
-    """One of bundled, sr3-paper, sr3-paper-tiny."""
+    """One of bundled, sr3-paper, sr3-paper-small, sr3-paper-tiny."""
     init: Path | None = None
     """A pipeline directory whose weights to start from."""
     phase: str = "all"
@@ -48,7 +48,7 @@ class TrainConfig:
     denoiser alone, from --init, at the noise levels of --few-steps."""
     few_steps: tuple[int, ...] = (1, 2, 4)
     """The numbers of steps that the phase few-steps is for."""
-    energy: float = 1.0
+    energy: float = 5.0
     """In the phase few-steps: the weight of the energy score of what the sampler makes; 0 for none."""
     mean_loss: str = "l1"
     """What μ is trained on: l1, or psnr (the logarithm of each crop's squared error) for a last stretch."""

@@ -10,6 +10,7 @@ from PIL import Image
 from sr3.images import to_tensor
 from sr3.model import reduce
 from sr3.pipeline import ModelError, SR3Pipeline, load
+from sr3.presets import save
 from sr3.schedulers import SCHEDULERS, with_scheduler
 from sr3.tiling import Tiling
 
@@ -68,6 +69,17 @@ def test_an_oracle_makes_every_scheduler_return_the_answer(small_pipeline, name,
     expected = encoded.mean + scale * torch.nn.functional.pixel_shuffle(answer, 4)
     result = oracle(low_res, steps, draw(0), consistency=0, output_type="pt").images
     assert (result - expected.clamp(-1, 1)).abs().max() < 0.02
+
+
+def test_temperature_scales_the_first_noise_and_stays_with_the_model(small_pipeline, tmp_path):
+    seen = []
+    hot = SR3Pipeline(small_pipeline.encoder, small_pipeline.unet, small_pipeline.scheduler)
+    cool = SR3Pipeline(small_pipeline.encoder, small_pipeline.unet, small_pipeline.scheduler, temperature=0.5)
+    save(cool, tmp_path)
+    for pipeline in (hot, with_scheduler(load(tmp_path, "cpu", "float32"), "Euler")):
+        with pipeline.unet.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0])):
+            with_scheduler(pipeline, "DDIM")(picture(), 1, draw(0))
+    assert torch.equal(seen[1], seen[0] / 2)
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
