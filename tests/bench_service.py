@@ -1,6 +1,7 @@
 """The bars of the service, by hand: `python -m tests.bench_service COMMAND [--size N] [--fake]`. Prints Markdown.
 
-throughput    serving against calling the cascade directly: pictures a second, and whether they are the same
+throughput    serving against calling the cascade directly: pictures a second, and whether they are the same; --row
+              UPSCALE CLIENTS measures one case alone
 health        /healthz under a full queue: median, P99
 clients       32 clients with keys: none lost, none twice, how equal their shares are
 memory        SIZE mixed requests: the server's and the worker's memory before and after, restarts
@@ -84,50 +85,51 @@ def figure(name: str) -> float:
     return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
 
 
-def throughput(size: int, fake: bool) -> None:
+def throughput(size: int, fake: bool, row: tuple[int, int] | None = None) -> None:
     """One client against single direct calls, and eight, so that batches are full, against direct batches of four.
 
-    Both make the same files. They take turns, a few seconds each, so that what else the machine does falls on both.
+    Both make the same files. They take SIZE turns of a few seconds each, so that what else the machine does falls on
+    both.
     """
     from service.cascade import load_cascade
     from service.settings import load_settings
 
     settings = load_settings([])
     cascade = load_cascade(settings)
-    print(
-        "| upscale | clients | batch | HTTP, s a picture | direct, s a picture | direct/HTTP | pictures that differ |"
-    )
+    print("| upscale | clients | batch | HTTP, s a picture | direct, s | direct/HTTP (quartiles) | files that differ |")
     print("|---|---|---|---|---|---|---|")
+    rows = [(upscale, clients) for upscale in (1, 4) for clients in (1, 2 * settings.max_batch)]
     with server(False), httpx.Client(timeout=600) as client:
-        for upscale in (1, 4):
-            for clients, batch in ((1, 1), (2 * settings.max_batch, settings.max_batch)):
-                stretch, differing = (2 if clients == 1 else 6 * clients), 0
-                spent: list[tuple[float, float]] = []
-                for _ in range(size if clients == 1 else size // 5):
-                    begun = time.perf_counter()
-                    served = ask_for(client, stretch, upscale, clients)
-                    middle = time.perf_counter()
-                    direct = draw(cascade, stretch, upscale, batch)
-                    spent.append(((middle - begun) / stretch, (time.perf_counter() - middle) / stretch))
-                    differing += sum(a != b for a, b in zip(served, direct, strict=True))
-                over_http, directly = zip(*spent[1:], strict=True)  # the first warms up
-                seconds = f"{statistics.median(over_http):.3f} | {statistics.median(directly):.3f}"
-                ratio = sum(directly) / sum(over_http)
-                shown = f"{seconds} | {ratio:.3f} | {differing} of {len(spent) * stretch}"
-                print(f"| {upscale} | {clients} | {batch} | {shown} |", flush=True)
+        for upscale, clients in [row] if row else rows:
+            batch, stretch, differing = (1, 2, 0) if clients == 1 else (settings.max_batch, 2 * clients, 0)
+            spent: list[tuple[float, float]] = []
+            for _ in range(size):
+                served, seconds = ask_for(client, stretch, upscale, clients)
+                begun = time.perf_counter()
+                direct = draw(cascade, stretch, upscale, batch)
+                spent.append((seconds / stretch, (time.perf_counter() - begun) / stretch))
+                differing += sum(a != b for a, b in zip(served, direct, strict=True))
+            over_http, directly = map(statistics.median, zip(*spent[1:], strict=True))  # the first warms up
+            first, ratio, third = statistics.quantiles([direct / http for http, direct in spent[1:]], n=4)
+            shown = f"{over_http:.3f} | {directly:.3f} | {ratio:.3f} ({first:.3f} to {third:.3f})"
+            print(f"| {upscale} | {clients} | {batch} | {shown} | {differing} of {size * stretch} |", flush=True)
 
 
-def ask_for(client: httpx.Client, size: int, upscale: int, clients: int) -> list[bytes]:
-    """The files of seeds 0 to `size` from the server."""
+def ask_for(client: httpx.Client, size: int, upscale: int, clients: int) -> tuple[list[bytes], float]:
+    """The files of seeds 0 to `size` from the server, and in how many seconds so many are made while all clients ask:
+    a few more go before and come after, without which the first batch and the last would not be full."""
+    ended: list[float] = []
 
     def ask(seed: int) -> bytes:
         body = {"prompt": "a red apple", "seed": seed}
         answer = client.post(f"{URL}/generate", params={"upscale": upscale}, json=body)
+        ended.append(time.perf_counter())
         assert answer.status_code == 200, answer.text
         return answer.content
 
     with ThreadPoolExecutor(clients) as pool:
-        return list(pool.map(ask, range(size)))
+        files = list(pool.map(ask, range(size + 2 * clients - 1)))
+    return files[:size], ended[clients + size - 1] - ended[clients - 1]
 
 
 def draw(cascade: Cascade, size: int, upscale: int, batch: int) -> list[bytes]:
@@ -330,9 +332,15 @@ def main() -> None:
     parser.add_argument("command", choices=COMMANDS)
     parser.add_argument("--size", type=int)
     parser.add_argument("--fake", action="store_true", help="a cascade without networks: the server's own cost alone")
+    parser.add_argument(
+        "--row", type=int, nargs=2, metavar=("UPSCALE", "CLIENTS"), help="of throughput: this one alone"
+    )
     options = parser.parse_args()
     call, size = COMMANDS[options.command]
-    call(options.size or size, options.fake)
+    if options.row:
+        throughput(options.size or size, options.fake, tuple(options.row))
+    else:
+        call(options.size or size, options.fake)
 
 
 if __name__ == "__main__":
