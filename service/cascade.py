@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.describe import model_info, model_name, sampler_name
+from service.logs import without_torchvision
 from service.pictures import InvalidPicture, decode_picture, encode_picture
 from service.requests import (
     ENLARGEMENTS,
@@ -62,6 +63,7 @@ BUNDLED_GUIDANCE = 4.0  # more makes the small model's colours garish
 
 def load_cascade(settings: Settings) -> Cascade:
     """Load both models onto their device. Raises what `ldm.load` and `sr3.load` raise."""
+    without_torchvision()
     from tqdm import tqdm
 
     tqdm.set_lock(threading.RLock())  # its own is a semaphore of the system's that a killed process leaves behind

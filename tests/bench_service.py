@@ -6,7 +6,7 @@ health        /healthz under a full queue: median, P99
 clients       32 clients with keys: none lost, none twice, how equal their shares are
 memory        SIZE mixed requests: the server's and the worker's memory before and after, restarts
 kills         kill -9 of the worker SIZE times under load: answers, hangs, seconds until ready
-cancel        from a cancellation to an idle worker, against the length of a step
+cancel        from SIZE cancellations to an idle worker, against the length of a step
 """
 
 import argparse
@@ -252,19 +252,27 @@ def mixed(index: int) -> str:
         return "went away"
 
 
+def memory_of(process: psutil.Process) -> tuple[float, float, float]:
+    """Resident bytes of the server, of its worker, and of the processes that decode pictures."""
+    worker = figure("service_worker_memory_bytes")
+    children = sorted(process.children(recursive=True), key=lambda each: each.create_time())
+    server, *others = (each.memory_info().rss for each in (process, *children))
+    return server, worker, sum(others[3:])  # after a resource tracker, the fork server and the worker
+
+
 def memory(size: int, fake: bool) -> None:
     """SIZE mixed requests from eight clients, after a tenth of that as a warm-up. Results are kept for no time."""
     flags = ("--queue-size", "64", "--result-seconds", "0", "--heartbeat-seconds", "60")
     with server(fake, *flags) as process, ThreadPoolExecutor(8) as pool:
         list(pool.map(mixed, range(max(size // 10, 40))))
         time.sleep(2)
-        before = process.memory_info().rss, figure("service_worker_memory_bytes")
+        before = memory_of(process)
         outcomes = Counter(pool.map(mixed, range(10**6, 10**6 + size)))
         time.sleep(2)
-        after = process.memory_info().rss, figure("service_worker_memory_bytes")
+        after = memory_of(process)
         restarts = figure("service_worker_restarts_total")
     print("| process | before, MB | after, MB | change |\n|---|---|---|---|")
-    for name, first, last in zip(("server", "worker"), before, after, strict=True):
+    for name, first, last in zip(("server", "worker", "decoders"), before, after, strict=True):
         print(f"| {name} | {first / 1e6:.0f} | {last / 1e6:.0f} | {last / first - 1:+.1%} |")
     print(f"\n{dict(outcomes)}; {restarts:.0f} restarts")
 
@@ -308,21 +316,33 @@ def kills(size: int, fake: bool) -> None:
 
 
 def cancel(size: int, fake: bool) -> None:
-    """SIZE requests of many steps, cancelled on the way."""
+    """SIZE requests of many steps, cancelled on the way, of each stage: until the worker is idle by its own clock, and
+    until a client that sent DELETE reads so in the figures."""
+    name = "service_cancel_to_idle_seconds"
+    stages = {"base": (1, {"steps": 50}), "x4": (4, {"steps": 1, "sr_steps": 50})}
+    print("| stage | cancelled | a step, ms | to idle, ms: mean | longest | seen by a client: mean | longest |")
+    print("|---|---|---|---|---|---|---|")
     with server(fake, step_seconds=0.1), httpx.Client(base_url=URL, timeout=600) as client:
-        body = {"prompt": "a red apple", "steps": 50}
-        begun = time.perf_counter()
-        client.post("/generate?upscale=1", json=body)
-        step = (time.perf_counter() - begun) / 50
-        for each in range(size):
-            head = {"prefer": "respond-async"}
-            begun_at = client.post("/generate?upscale=1", json=body, headers=head)
-            time.sleep(0.2 + random.Random(each).random() * 10 * step)
-            client.delete(begun_at.headers["location"])
-        time.sleep(2)
-        mean = figure("service_cancel_to_idle_seconds_sum") / figure("service_cancel_to_idle_seconds_count")
-    print("| cancelled | a step, ms | from cancel to idle, ms (mean) |\n|---|---|---|")
-    print(f"| {size} | {1000 * step:.0f} | {1000 * mean:.0f} |")
+        for stage, (upscale, steps) in list(stages.items())[: 1 if fake else 2]:
+            body = {"prompt": "a red apple", **steps}
+            for _ in range(2):  # the first warms up
+                begun = time.perf_counter()
+                client.post(f"/generate?upscale={upscale}", json=body)
+                spent = time.perf_counter() - begun
+            idle, seen = [], []
+            for each in range(size):
+                before = figure(f"{name}_count"), figure(f"{name}_sum")
+                head = {"prefer": "respond-async"}
+                location = client.post(f"/generate?upscale={upscale}", json=body, headers=head).headers["location"]
+                time.sleep((0.1 + 0.7 * random.Random(each).random()) * spent)
+                begun = time.perf_counter()
+                assert client.delete(location).json()["state"] == "cancelled"
+                while figure(f"{name}_count") == before[0]:
+                    pass
+                seen.append(1000 * (time.perf_counter() - begun))
+                idle.append(1000 * (figure(f"{name}_sum") - before[1]))
+            shown = " | ".join(f"{statistics.mean(one):.0f} | {max(one):.0f}" for one in (idle, seen))
+            print(f"| {stage} | {size} | {1000 * spent / 50:.0f} | {shown} |", flush=True)
 
 
 COMMANDS = {
