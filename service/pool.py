@@ -12,11 +12,12 @@ from typing import Any
 
 from service.fair import FairQueue, QueueFull
 from service.logs import request_id
+from service.messages import BatchDone, Failure, Finished, Item, Made, Stepped
 from service.metrics import Metrics
 from service.process import State, WorkerProcess
 from service.requests import InvalidRequest, ModelInfo, Request
 from service.settings import Settings
-from service.worker import BatchDone, CascadeFactory, Failure, Finished, Item, Made, Stepped
+from service.worker import CascadeFactory
 
 __all__ = ["Cancelled", "Crashed", "Expired", "Job", "NotReady", "Pool", "QueueFull", "State", "TooMany"]
 _log = logging.getLogger("service")

@@ -15,13 +15,13 @@ from typing import Any
 
 from PIL import Image
 
+from service.messages import Made
 from service.metadata import metadata_of, settings_of
 from service.pictures import MEDIA_TYPES, InvalidPicture, encode_picture, written_format
 from service.pool import Cancelled, Expired, Job, Pool
 from service.problems import Problem
 from service.requests import GenerateRequest, Request
 from service.settings import Settings
-from service.worker import Made
 
 _log = logging.getLogger("service")
 
