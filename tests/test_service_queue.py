@@ -270,13 +270,27 @@ def test_same_key_is_done_once_and_another_body_is_refused(server: Running) -> N
 
 def test_results_are_forgotten_in_time_and_by_size(tmp_path: Path) -> None:
     with serving(tmp_path, result_bytes=1500) as server:
-        first, second, third = (begin(server, name) for name in "abc")
-        assert [ended(server, each)["state"] for each in (second, third)]
-        wait_until(lambda: server.client.get(first).status_code == 404)
-        assert server.client.get(third).status_code == 200
+        kept = []
+        for name in "abc":
+            kept.append(begin(server, name))
+            assert ended(server, kept[-1])["state"] == "succeeded"
+        assert server.client.get(kept[0]).status_code == 404
+        assert server.client.get(kept[2]).status_code == 200
     with serving(tmp_path, result_seconds=0.2) as server:
         location = begin(server, "a")
         wait_until(lambda: server.client.get(location).status_code == 404)
+        head = {"idempotency-key": "k1"}
+        server.client.post("/generate", json={"prompt": "a"}, headers=head)
+        other = {"prompt": "another, under the same key"}
+        wait_until(lambda: server.client.post("/generate", json=other, headers=head).status_code == 200)
+
+
+def test_what_is_kept_of_a_result_is_its_file_alone(server: Running) -> None:
+    location = begin(server, "a")
+    assert ended(server, location)["state"] == "succeeded"
+    record = server.app.state.records.find(location.rsplit("/", 1)[1], "127.0.0.1")
+    assert record.pictures[0].data.startswith(b"\x89PNG")
+    assert record.jobs == []
 
 
 def test_stopping_server_finishes_what_runs_and_refuses_what_waits(tmp_path: Path) -> None:
