@@ -1,12 +1,11 @@
 """From a prompt to a picture: the base model, then SR3 ×4 once or twice.
 
-With `upscale.py` and `pictures.py` the one module of the service that uses `ldm` and `sr3`: a worker process calls
-`load_cascade` where the device is, everyone else sees the `Cascade` protocol and plain frozen data (`requests.py`).
+A worker process calls `load_cascade` where the device is; everyone else sees the `Cascade` protocol and plain frozen
+data (`requests.py`).
 """
 
 from __future__ import annotations
 
-import inspect
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.describe import model_info, model_name, sampler_name
-from service.pictures import InvalidPicture, decode_picture, encode_picture
+from service.draw import Painter, check_scheduler
+from service.logs import without_torchvision
 from service.requests import (
     ENLARGEMENTS,
     Cascade,
@@ -40,28 +40,10 @@ from sr3.images import Picture
 if TYPE_CHECKING:
     import torch
 
-__all__ = [
-    "Cascade",
-    "GenerateRequest",
-    "GenerateResult",
-    "InvalidPicture",
-    "InvalidRequest",
-    "Picture",
-    "Progress",
-    "UpscaleOptions",
-    "Upscaler",
-    "UsedSettings",
-    "decode_picture",
-    "encode_picture",
-    "load_cascade",
-    "load_upscaler",
-]
-
-BUNDLED_GUIDANCE = 4.0  # more makes the small model's colours garish
-
 
 def load_cascade(settings: Settings) -> Cascade:
     """Load both models onto their device. Raises what `ldm.load` and `sr3.load` raise."""
+    without_torchvision()
     from tqdm import tqdm
 
     tqdm.set_lock(threading.RLock())  # its own is a semaphore of the system's that a killed process leaves behind
@@ -86,9 +68,9 @@ class DiffusersCascade:
     def __init__(self, base: Any, enlarger: Any, settings: Settings) -> None:
         self._base = base
         self._settings = settings
-        base.set_progress_bar_config(disable=True)
         self._upscaler = Upscaler(enlarger, settings)
         self._info = model_info(base, enlarger, settings)
+        self._painter = Painter(base, self._info, settings)
 
     def info(self) -> ModelInfo:
         """See `Cascade`."""
@@ -119,7 +101,8 @@ class DiffusersCascade:
         outcomes: dict[int, GenerateResult | Exception] = {}
         for index, request in enumerate(requests):
             try:
-                self._base_options([request])
+                self._painter.options([request])
+                check_scheduler("sr_scheduler", request.sr_scheduler, self._info.sr_schedulers)
             except InvalidRequest as error:
                 outcomes[index] = error
         alive = [index for index in range(len(requests)) if index not in outcomes]
@@ -143,11 +126,11 @@ class DiffusersCascade:
     ) -> None:
         """Fill `outcomes` for those at the indexes `alive`, which loses what fails or is no longer wanted."""
         chosen = [requests[index] for index in alive]
-        options = self._base_options(chosen)
+        options = self._painter.options(chosen)
         seconds: dict[str, float] = {}
         seeds = {index: np.random.SeedSequence(requests[index].seed).spawn(3) for index in alive}
         with _timed(seconds, "base"):
-            drawn = self._draw(options, chosen, [_generator(seeds[index][0]) for index in alive], on_step)
+            drawn = self._painter.draw(options, chosen, [_generator(seeds[index][0]) for index in alive], on_step)
         pictures: dict[int, NDArray[np.uint8]] = {}
         for index, each in zip(tuple(alive), drawn, strict=True):
             if isinstance(each, Exception):
@@ -179,91 +162,10 @@ class DiffusersCascade:
                 raise RuntimeError(f"promised uint8 {promised}, made {picture.dtype} {picture.shape}")
             outcomes[index] = GenerateResult(picture, requests[index].seed, dict(seconds), used)
 
-    def _base_options(self, requests: Sequence[GenerateRequest]) -> dict[str, Any]:
-        """The base pipeline's arguments; InvalidRequest for those that it does not take."""
-        takes = inspect.signature(self._base.__call__).parameters
-        first = requests[0]
-        options: dict[str, Any] = {
-            "prompt": [request.prompt for request in requests],
-            "num_inference_steps": as_any(first.steps, self._settings.base_steps),
-        }
-        for request in requests:
-            self._check_tokens("prompt", request.prompt)
-        if first.negative_prompt:
-            if "negative_prompt" not in takes:
-                raise InvalidRequest("negative_prompt", first.negative_prompt, "the base model takes none")
-            for request in requests:
-                self._check_tokens("negative_prompt", request.negative_prompt)
-            options["negative_prompt"] = [request.negative_prompt for request in requests]
-        if "guidance_scale" in takes:
-            own = BUNDLED_GUIDANCE if self._settings.base_model is None else takes["guidance_scale"].default
-            default = as_any(self._settings.guidance_scale, own)
-            options["guidance_scale"] = as_any(first.guidance_scale, default)
-        elif first.guidance_scale is not None:
-            raise InvalidRequest("guidance_scale", first.guidance_scale, "the base model takes none")
-        self._check_scheduler("scheduler", first.scheduler, self._info.schedulers)
-        self._check_scheduler("sr_scheduler", first.sr_scheduler, self._info.sr_schedulers)
-        multiple = self._info.size_multiple
-        for side in ("width", "height"):
-            wanted = getattr(first, side)
-            if wanted is not None:
-                if multiple is None or wanted % multiple:
-                    takes_what = f"takes multiples of {multiple}" if multiple else "takes no size"
-                    raise InvalidRequest(side, wanted, f"the base model {takes_what}")
-                options[side] = wanted
-        return options
-
-    def _check_scheduler(self, field: str, name: str | None, known: Sequence[str]) -> None:
-        if name is not None and name.lower() not in {each.lower() for each in known}:
-            raise InvalidRequest(field, name, f"this model takes {', '.join(known)}")
-
-    def _check_tokens(self, field: str, text: str) -> None:
-        """InvalidRequest where every tokenizer of the base model would cut the text short."""
-        parts = self._base.components.items()
-        tokenizers = [part for name, part in parts if name.startswith("tokenizer") and part is not None]
-        counts = [(len(each(text, verbose=False).input_ids), each.model_max_length) for each in tokenizers]
-        if counts and all(tokens > limit for tokens, limit in counts):
-            tokens, limit = max(counts, key=lambda count: count[1])
-            raise InvalidRequest(field, text, f"{tokens} tokens; the base model reads at most {limit}")
-
     def _check_pixels(self, upscale: int, width: int, height: int) -> None:
         limit = self._settings.max_pixels
         if width * height > limit:
             raise InvalidRequest("upscale", upscale, f"{width}×{height} is over this server's {limit} pixels")
-
-    def _draw(
-        self,
-        options: dict[str, Any],
-        requests: Sequence[GenerateRequest],
-        generators: list[torch.Generator],
-        on_step: OnStep,
-    ) -> list[NDArray[np.uint8] | Exception]:
-        """The base pictures, uint8 RGB (H, W, 3), or why one was not made."""
-        from sr3.images import to_uint8
-
-        pipeline = self._with_scheduler(requests[0].scheduler)
-        tell = StepCallback(on_step, "base", options["num_inference_steps"])
-        listening = tell.listening(pipeline)
-        output = pipeline(**options, **listening, generator=generators, output_type="pt")
-        flagged = getattr(output, "nsfw_content_detected", None) or [False] * len(requests)
-        outcomes: list[NDArray[np.uint8] | Exception] = []
-        for image, unsafe, request in zip(output.images, flagged, requests, strict=True):
-            if unsafe:
-                message = "the base model's safety checker refused it"
-                outcomes.append(InvalidRequest("prompt", request.prompt, message))
-            elif not image.isfinite().all():
-                outcomes.append(
-                    RuntimeError("the base model made values that are not finite; try SERVICE_DTYPE=float32")
-                )
-            else:
-                outcomes.append(to_uint8(image[None] * 2 - 1)[0])
-        return outcomes
-
-    def _with_scheduler(self, name: str | None) -> Any:
-        """The base pipeline with a new scheduler of this name; of its own kind for None."""
-        from ldm.schedulers import with_scheduler
-
-        return with_scheduler(self._base, name)
 
     def _enlarge(
         self,

@@ -64,20 +64,21 @@ class FairQueue(Generic[T]):
         self._waiting = [each for each in self._waiting if each.item is not item]
         return len(self._waiting) < before
 
-    def take(self, most: int, ready: Callable[[T, int], bool] = lambda item, mates: True) -> list[T]:
-        """The next item with others of its key, `most` at the most; [] where there is none, or where `ready(first,
-        number)` says that it should wait for more."""
+    def take(self, most: int, ready: Callable[[list[T]], bool] = lambda batch: True) -> list[T]:
+        """The next item with others of its key, `most` at the most; [] where there is none, or where `ready` says of
+        fewer than that that they should wait for more."""
         if not self._waiting:
             return []
         first = self._waiting[0]
         batch = [each for each in self._waiting if each.key == first.key][:most]
-        if len(batch) < most and not ready(first.item, len(batch)):
+        items = [each.item for each in batch]
+        if len(batch) < most and not ready(items):
             return []
         self._now = first.tag
         chosen = {id(each) for each in batch}
         self._waiting = [each for each in self._waiting if id(each) not in chosen]
         self._ends = {client: end for client, end in self._ends.items() if end > self._now}
-        return [each.item for each in batch]
+        return items
 
     def clear(self) -> list[T]:
         """Take all."""

@@ -12,15 +12,17 @@ from typing import Any
 
 from service.fair import FairQueue, QueueFull
 from service.logs import request_id
+from service.messages import BatchDone, Failure, Finished, Item, Made, Stepped
 from service.metrics import Metrics
 from service.process import State, WorkerProcess
 from service.requests import InvalidRequest, ModelInfo, Request
 from service.settings import Settings
-from service.worker import BatchDone, CascadeFactory, Failure, Finished, Item, Made, Stepped
+from service.worker import CascadeFactory
 
 __all__ = ["Cancelled", "Crashed", "Expired", "Job", "NotReady", "Pool", "QueueFull", "State", "TooMany"]
 _log = logging.getLogger("service")
 CHECK_SECONDS = 0.5
+LONGEST_WAITS = 3  # how often a request waits anew for equals because one came
 
 
 class NotReady(Exception):
@@ -204,13 +206,14 @@ class Pool:
             job.tell()
 
     def _dispatch(self) -> None:
-        """Give every idle worker what is next, once it has company or has waited for it long enough."""
+        """Give every idle worker what is next, once the batch is full or nobody joined it for `batch_wait_ms`."""
         if self._closed:
             return
         patience = self._settings.batch_wait_ms / 1000
 
-        def ready(first: Job, mates: int) -> bool:
-            left = first.submitted + patience - time.monotonic()
+        def ready(batch: list[Job]) -> bool:
+            newest = max(job.submitted for job in batch)
+            left = min(newest, batch[0].submitted + LONGEST_WAITS * patience) + patience - time.monotonic()
             if left > 0 and self._wake is None:
                 self._wake = asyncio.get_running_loop().call_later(left, self._woken)
             return left <= 0

@@ -13,9 +13,10 @@ from enum import StrEnum
 from multiprocessing.connection import Connection
 from typing import Any
 
+from service.messages import BatchDone, Beat, Cancel, Finished, Item, Loaded, LoadFailed, Run
 from service.requests import ModelInfo
 from service.settings import Settings
-from service.worker import BatchDone, Beat, Cancel, CascadeFactory, Finished, Item, Loaded, LoadFailed, Run, run_worker
+from service.worker import CascadeFactory, run_worker
 
 _log = logging.getLogger("service")
 FIRST_DELAY, LONGEST_DELAY = 0.1, 30.0

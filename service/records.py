@@ -8,19 +8,20 @@ import io
 import logging
 import secrets
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from PIL import Image
 
+from service.messages import Made
 from service.metadata import metadata_of, settings_of
 from service.pictures import MEDIA_TYPES, InvalidPicture, encode_picture, written_format
 from service.pool import Cancelled, Expired, Job, Pool
 from service.problems import Problem
 from service.requests import GenerateRequest, Request
 from service.settings import Settings
-from service.worker import Made
 
 _log = logging.getLogger("service")
 
@@ -61,6 +62,8 @@ class Record:
         self.created = time.time()
         self.ended: float | None = None
         self.jobs: list[Job] = []
+        """Until it ends: they hold the pictures' pixels."""
+        self.key: tuple[str, str] | None = None
         self.pictures: list[Delivered] = []
         self.problem: Problem | None = None
         self.cancelled = False
@@ -107,6 +110,8 @@ class Records:
         self._settings = settings
         self._explain = explain
         self._records: dict[str, Record] = {}
+        self._ended: deque[Record] = deque()  # those of `_records` that are, in that order
+        self._bytes = 0  # of their pictures
         self._keys: dict[tuple[str, str], tuple[bytes, Record]] = {}
 
     def start(self, client: str, requests: Sequence[Request], output: Output, detached: bool, watched: bool) -> Record:
@@ -136,7 +141,8 @@ class Records:
 
     def remember(self, client: str, key: str, fingerprint: bytes, record: Record) -> None:
         """Have `repeated` find the record."""
-        self._keys[client, key] = fingerprint, record
+        record.key = client, key
+        self._keys[record.key] = fingerprint, record
 
     def cancel(self, record: Record) -> None:
         """Stop the request's work."""
@@ -168,7 +174,9 @@ class Records:
         except Exception as error:
             record.cancelled = isinstance(error, Cancelled)
             record.problem = self._explain(error)
-        record.ended = time.time()
+        record.ended, record.jobs = time.time(), []
+        self._ended.append(record)
+        self._bytes += record.size
         record.touch()
 
     async def _all(self, record: Record) -> list[tuple[Job, Made]]:
@@ -186,14 +194,13 @@ class Records:
 
     def _sweep(self) -> None:
         """Forget what is old, and the oldest results where there are too many bytes of them."""
-        now, left = time.time(), self._settings.result_bytes
-        for record in sorted(self._records.values(), key=lambda each: -(each.ended or now)):
-            if record.ended is None:
-                continue
-            left -= record.size
-            if left < 0 or now - record.ended > self._settings.result_seconds:
-                del self._records[record.id]
-        self._keys = {key: known for key, known in self._keys.items() if known[1].id in self._records}
+        least, most = time.time() - self._settings.result_seconds, self._settings.result_bytes
+        while self._ended and (self._bytes > most or (self._ended[0].ended or 0.0) < least):
+            record = self._ended.popleft()
+            self._bytes -= record.size
+            del self._records[record.id]
+            if record.key is not None and self._keys.get(record.key, (b"", None))[1] is record:
+                del self._keys[record.key]
 
 
 def deliver(request: Request, made: Made, output: Output, versions: dict[str, str]) -> Delivered:

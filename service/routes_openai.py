@@ -109,7 +109,7 @@ async def _stream(records: Records, record: Record, partial: int) -> AsyncIterat
     try:
         while record.ended is None:
             await record.change(version)
-            version, preview = record.version, record.jobs[0].preview
+            version, preview = record.version, record.jobs[0].preview if record.jobs else shown
             if preview is not None and preview is not shown and sent < partial:
                 shown = preview
                 event = {"partial_image_index": sent, "b64_json": small_picture(preview).partition(",")[2]}

@@ -85,15 +85,15 @@ class Gatekeeper:
         return None
 
 
-def authenticated(request: Request) -> str:
+async def authenticated(request: Request) -> str:  # async, though it waits for nothing: others get a thread
     """FastAPI's dependency for every route that costs something or tells something: the client's name."""
     keeper: Gatekeeper = request.app.state.gatekeeper
     return keeper.client(request)
 
 
-def counted(request: Request) -> str:
+async def counted(request: Request) -> str:
     """The same, counted against the client's limit of requests a minute."""
-    client = authenticated(request)
+    client = await authenticated(request)
     keeper: Gatekeeper = request.app.state.gatekeeper
     keeper.count(client)
     return client

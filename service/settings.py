@@ -129,7 +129,9 @@ class Settings(BaseSettings):
     max_per_client: int = Field(default=64, ge=1, description="pictures of one client that may wait and run")
     requests_per_minute: int = Field(default=0, ge=0, description="taken from one client; 0: as many as it sends")
     max_batch: int = Field(default=4, ge=1, le=64, description="equal requests worked on together; 1: none are")
-    batch_wait_ms: float = Field(default=2, ge=0, le=1000, description="how long a request waits for equals")
+    batch_wait_ms: float = Field(
+        default=3, ge=0, le=1000, description="how long a request waits for one more of its kind"
+    )
     request_timeout: float = Field(default=600, gt=0, description="seconds from a request to its end, else 504")
     result_seconds: float = Field(default=600, ge=0, description="how long a result can be fetched under its id")
     result_bytes: int = Field(default=256 * 2**20, ge=0, description="most bytes of results kept to be fetched")

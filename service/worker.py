@@ -1,7 +1,7 @@
 """The process that owns a device: it loads a cascade, runs one batch after another, and answers over a pipe.
 
-It talks in the plain data of this module, `requests.py` and `upscale.py`, and ends when the pipe does, so it never
-outlives the server. `service/pool.py` is the other end.
+It talks in the plain data of `messages.py`, and ends when the pipe does, so it never outlives the server.
+`service/process.py` is the other end.
 """
 
 from __future__ import annotations
@@ -14,24 +14,32 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from typing import Any
 
 import numpy as np
 
 from service.logs import set_up_logging
+from service.messages import (
+    BatchDone,
+    Beat,
+    Cancel,
+    Failure,
+    Finished,
+    Item,
+    Loaded,
+    LoadFailed,
+    Made,
+    Run,
+    Stepped,
+)
 from service.requests import (
     Cascade,
     GenerateRequest,
     GenerateResult,
     InvalidRequest,
-    ModelInfo,
     NotWanted,
     OutOfMemory,
-    Request,
     UpscaleRequest,
-    UsedSettings,
 )
 from service.settings import Settings
 from service.upscale import Progress
@@ -42,101 +50,6 @@ BEAT_SECONDS = 0.5
 PREVIEW_SECONDS = 0.4
 STEP_SECONDS = 0.25  # how often steps are told of that nobody watches
 _log = logging.getLogger("service.worker")
-
-
-@dataclass(frozen=True)
-class Item:
-    """A request under its id; `watched` where somebody wants previews."""
-
-    id: str
-    request: Request
-    watched: bool = False
-    trace: str = ""
-    """The HTTP request's id, for the log."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """To the worker: do these together; all of equal keys."""
-
-    items: tuple[Item, ...]
-
-
-@dataclass(frozen=True)
-class Cancel:
-    """To the worker: stop working on this item."""
-
-    id: str
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """The cascade is ready."""
-
-    info: ModelInfo
-
-
-@dataclass(frozen=True)
-class LoadFailed:
-    """The cascade cannot be loaded; the process ends."""
-
-    message: str
-
-
-@dataclass(frozen=True)
-class Beat:
-    """The process lives. Bytes of its memory, and of the device's where it has its own."""
-
-    memory: int
-    device_memory: int = 0
-
-
-@dataclass(frozen=True)
-class Stepped:
-    """All of a batch are so far, `new` steps further than when it was told last; pictures of those that are watched."""
-
-    ids: tuple[str, ...]
-    stage: str
-    step: int
-    steps: int
-    new: int = 0
-    previews: dict[str, np.ndarray] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Made:
-    """A picture, with seconds per stage and what was done."""
-
-    picture: Picture
-    seconds: dict[str, float]
-    used: UsedSettings
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why there is none. `kind`: invalid, cancelled, memory, or error (then the message is for the log alone)."""
-
-    kind: str
-    message: str
-    field: str = ""
-    got: Any = None
-
-
-@dataclass(frozen=True)
-class Finished:
-    """An item's outcome."""
-
-    id: str
-    outcome: Made | Failure
-
-
-@dataclass(frozen=True)
-class BatchDone:
-    """The worker is idle. `stopped_after`: seconds from the first cancellation to here, where all were cancelled."""
-
-    size: int
-    seconds: float
-    stopped_after: float | None = None
 
 
 class Stop(Exception):

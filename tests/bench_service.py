@@ -1,15 +1,17 @@
 """The bars of the service, by hand: `python -m tests.bench_service COMMAND [--size N] [--fake]`. Prints Markdown.
 
-throughput    serving against calling the cascade directly: pictures a second, and whether they are the same
+throughput    serving against calling the cascade directly: pictures a second, and whether they are the same; --row
+              UPSCALE CLIENTS measures one case alone
 health        /healthz under a full queue: median, P99
 clients       32 clients with keys: none lost, none twice, how equal their shares are
 memory        SIZE mixed requests: the server's and the worker's memory before and after, restarts
 kills         kill -9 of the worker SIZE times under load: answers, hangs, seconds until ready
-cancel        from a cancellation to an idle worker, against the length of a step
+cancel        from SIZE cancellations to an idle worker, against the length of a step
 """
 
 import argparse
 import io
+import json
 import os
 import random
 import signal
@@ -23,6 +25,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from http.client import HTTPConnection
 
 import httpx
 import psutil
@@ -54,6 +57,7 @@ def server(fake: bool, *flags: str, step_seconds: float = 0.01) -> Iterator[psut
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         try:
             wait_ready()
+            assert process.poll() is None, "another server has the port"
             yield psutil.Process(process.pid)
         finally:
             process.terminate()
@@ -84,50 +88,57 @@ def figure(name: str) -> float:
     return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
 
 
-def throughput(size: int, fake: bool) -> None:
+def throughput(size: int, fake: bool, row: tuple[int, int] | None = None) -> None:
     """One client against single direct calls, and eight, so that batches are full, against direct batches of four.
 
-    Both make the same files. They take turns, a few seconds each, so that what else the machine does falls on both.
+    Both make the same files. They take SIZE turns of a few seconds each, so that what else the machine does falls on
+    both.
     """
     from service.cascade import load_cascade
     from service.settings import load_settings
 
     settings = load_settings([])
     cascade = load_cascade(settings)
-    print(
-        "| upscale | clients | batch | HTTP, s a picture | direct, s a picture | direct/HTTP | pictures that differ |"
-    )
+    print("| upscale | clients | batch | HTTP, s a picture | direct, s | direct/HTTP (quartiles) | files that differ |")
     print("|---|---|---|---|---|---|---|")
-    with server(False), httpx.Client(timeout=600) as client:
-        for upscale in (1, 4):
-            for clients, batch in ((1, 1), (2 * settings.max_batch, settings.max_batch)):
-                stretch, differing = (2 if clients == 1 else 6 * clients), 0
-                spent: list[tuple[float, float]] = []
-                for _ in range(size if clients == 1 else size // 5):
-                    begun = time.perf_counter()
-                    served = ask_for(client, stretch, upscale, clients)
-                    middle = time.perf_counter()
-                    direct = draw(cascade, stretch, upscale, batch)
-                    spent.append(((middle - begun) / stretch, (time.perf_counter() - middle) / stretch))
-                    differing += sum(a != b for a, b in zip(served, direct, strict=True))
-                over_http, directly = zip(*spent[1:], strict=True)  # the first warms up
-                seconds = f"{statistics.median(over_http):.3f} | {statistics.median(directly):.3f}"
-                ratio = sum(directly) / sum(over_http)
-                shown = f"{seconds} | {ratio:.3f} | {differing} of {len(spent) * stretch}"
-                print(f"| {upscale} | {clients} | {batch} | {shown} |", flush=True)
+    rows = [(upscale, clients) for upscale in (1, 4) for clients in (1, 2 * settings.max_batch)]
+    with server(False):
+        for upscale, clients in [row] if row else rows:
+            batch, stretch, differing = (1, 2, 0) if clients == 1 else (settings.max_batch, 2 * clients, 0)
+            spent: list[tuple[float, float]] = []
+            for _ in range(size):
+                served, seconds = ask_for(stretch, upscale, clients)
+                begun = time.perf_counter()
+                direct = draw(cascade, stretch, upscale, batch)
+                spent.append((seconds / stretch, (time.perf_counter() - begun) / stretch))
+                differing += sum(a != b for a, b in zip(served, direct, strict=True))
+            over_http, directly = map(statistics.median, zip(*spent[1:], strict=True))  # the first warms up
+            first, ratio, third = statistics.quantiles([direct / http for http, direct in spent[1:]], n=4)
+            shown = f"{over_http:.3f} | {directly:.3f} | {ratio:.3f} ({first:.3f} to {third:.3f})"
+            print(f"| {upscale} | {clients} | {batch} | {shown} | {differing} of {size * stretch} |", flush=True)
 
 
-def ask_for(client: httpx.Client, size: int, upscale: int, clients: int) -> list[bytes]:
-    """The files of seeds 0 to `size` from the server."""
+def ask_for(size: int, upscale: int, clients: int) -> tuple[list[bytes], float]:
+    """The files of seeds 0 to `size` from the server, and in how many seconds so many are made while all clients ask:
+    a few more go before and come after, without which the first batch and the last would not be full."""
+    files: dict[int, bytes] = {}
+    ended: list[float] = []
+    seeds = iter(range(size + 2 * clients - 1))
 
-    def ask(seed: int) -> bytes:
-        body = {"prompt": "a red apple", "seed": seed}
-        answer = client.post(f"{URL}/generate", params={"upscale": upscale}, json=body)
-        assert answer.status_code == 200, answer.text
-        return answer.content
+    def ask() -> None:
+        client = HTTPConnection("127.0.0.1", PORT, timeout=600)  # httpx takes more of the processor than the server
+        for seed in seeds:
+            body = json.dumps({"prompt": "a red apple", "seed": seed})
+            client.request("POST", f"/generate?upscale={upscale}", body, {"content-type": "application/json"})
+            answer = client.getresponse()
+            files[seed] = answer.read()
+            ended.append(time.perf_counter())
+            assert answer.status == 200, files[seed]
 
     with ThreadPoolExecutor(clients) as pool:
-        return list(pool.map(ask, range(size)))
+        for each in [pool.submit(ask) for _ in range(clients)]:
+            each.result()
+    return [files[seed] for seed in range(size)], ended[clients + size - 1] - ended[clients - 1]
 
 
 def draw(cascade: Cascade, size: int, upscale: int, batch: int) -> list[bytes]:
@@ -242,19 +253,27 @@ def mixed(index: int) -> str:
         return "went away"
 
 
+def memory_of(process: psutil.Process) -> tuple[float, float, float]:
+    """Resident bytes of the server, of its worker, and of the processes that decode pictures."""
+    worker = figure("service_worker_memory_bytes")
+    children = sorted(process.children(recursive=True), key=lambda each: each.create_time())
+    server, *others = (each.memory_info().rss for each in (process, *children))
+    return server, worker, sum(others[3:])  # after a resource tracker, the fork server and the worker
+
+
 def memory(size: int, fake: bool) -> None:
     """SIZE mixed requests from eight clients, after a tenth of that as a warm-up. Results are kept for no time."""
     flags = ("--queue-size", "64", "--result-seconds", "0", "--heartbeat-seconds", "60")
     with server(fake, *flags) as process, ThreadPoolExecutor(8) as pool:
         list(pool.map(mixed, range(max(size // 10, 40))))
         time.sleep(2)
-        before = process.memory_info().rss, figure("service_worker_memory_bytes")
+        before = memory_of(process)
         outcomes = Counter(pool.map(mixed, range(10**6, 10**6 + size)))
         time.sleep(2)
-        after = process.memory_info().rss, figure("service_worker_memory_bytes")
+        after = memory_of(process)
         restarts = figure("service_worker_restarts_total")
     print("| process | before, MB | after, MB | change |\n|---|---|---|---|")
-    for name, first, last in zip(("server", "worker"), before, after, strict=True):
+    for name, first, last in zip(("server", "worker", "decoders"), before, after, strict=True):
         print(f"| {name} | {first / 1e6:.0f} | {last / 1e6:.0f} | {last / first - 1:+.1%} |")
     print(f"\n{dict(outcomes)}; {restarts:.0f} restarts")
 
@@ -298,21 +317,36 @@ def kills(size: int, fake: bool) -> None:
 
 
 def cancel(size: int, fake: bool) -> None:
-    """SIZE requests of many steps, cancelled on the way."""
+    """SIZE requests of many steps, cancelled on the way, of each stage: until the worker is idle by its own clock, and
+    until a client that sent DELETE reads so in the figures."""
+    name = "service_cancel_to_idle_seconds"
+    stages = {"base": (1, {"steps": 50}), "x4": (4, {"steps": 1, "sr_steps": 50})}
+    print("| stage | cancelled | a step, ms | to idle, ms: mean | longest | seen by a client: mean | longest |")
+    print("|---|---|---|---|---|---|---|")
     with server(fake, step_seconds=0.1), httpx.Client(base_url=URL, timeout=600) as client:
-        body = {"prompt": "a red apple", "steps": 50}
-        begun = time.perf_counter()
-        client.post("/generate?upscale=1", json=body)
-        step = (time.perf_counter() - begun) / 50
-        for each in range(size):
-            head = {"prefer": "respond-async"}
-            begun_at = client.post("/generate?upscale=1", json=body, headers=head)
-            time.sleep(0.2 + random.Random(each).random() * 10 * step)
-            client.delete(begun_at.headers["location"])
-        time.sleep(2)
-        mean = figure("service_cancel_to_idle_seconds_sum") / figure("service_cancel_to_idle_seconds_count")
-    print("| cancelled | a step, ms | from cancel to idle, ms (mean) |\n|---|---|---|")
-    print(f"| {size} | {1000 * step:.0f} | {1000 * mean:.0f} |")
+        for stage, (upscale, steps) in list(stages.items())[: 1 if fake else 2]:
+            body = {"prompt": "a red apple", **steps}
+            for _ in range(2):  # the first warms up
+                begun = time.perf_counter()
+                client.post(f"/generate?upscale={upscale}", json=body)
+                spent = time.perf_counter() - begun
+            idle: list[float] = []
+            seen: list[float] = []
+            moments = random.Random(0)
+            while len(seen) < size:
+                before = figure(f"{name}_count"), figure(f"{name}_sum")
+                head = {"prefer": "respond-async"}
+                location = client.post(f"/generate?upscale={upscale}", json=body, headers=head).headers["location"]
+                time.sleep((0.1 + 0.7 * moments.random()) * spent)
+                begun = time.perf_counter()
+                if client.delete(location).json()["state"] != "cancelled":
+                    continue  # it was done before
+                while figure(f"{name}_count") == before[0]:
+                    assert time.perf_counter() - begun < 60, "the worker never told"
+                seen.append(1000 * (time.perf_counter() - begun))
+                idle.append(1000 * (figure(f"{name}_sum") - before[1]))
+            shown = " | ".join(f"{statistics.mean(one):.0f} | {max(one):.0f}" for one in (idle, seen))
+            print(f"| {stage} | {size} | {1000 * spent / 50:.0f} | {shown} |", flush=True)
 
 
 COMMANDS = {
@@ -330,9 +364,15 @@ def main() -> None:
     parser.add_argument("command", choices=COMMANDS)
     parser.add_argument("--size", type=int)
     parser.add_argument("--fake", action="store_true", help="a cascade without networks: the server's own cost alone")
+    parser.add_argument(
+        "--row", type=int, nargs=2, metavar=("UPSCALE", "CLIENTS"), help="of throughput: this one alone"
+    )
     options = parser.parse_args()
     call, size = COMMANDS[options.command]
-    call(options.size or size, options.fake)
+    if options.row:
+        throughput(options.size or size, options.fake, tuple(options.row))
+    else:
+        call(options.size or size, options.fake)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,8 @@ class FakeCascade:
     """Implements `Cascade`. Its picture is the seed's noise.
 
     `place/log` gets a line for each event, a step lasts as long as there is a `place/hold`, and a prompt that begins
-    with one of the words of `_obey` does what that says. So does the width of an uploaded picture, 66.
+    with one of the words of `_obey` does what that says. So does the width of an uploaded picture, 66. While a step is
+    held, what is cancelled meanwhile is logged too.
     """
 
     place: Path
@@ -62,7 +63,7 @@ class FakeCascade:
         prompts = "+".join(request.prompt for request in requests)
         steps = requests[0].steps or 3
         shown = [np.full((4, 4, 3), request.seed % 256, np.uint8) for request in requests]
-        self._work("base", prompts, steps, on_step, shown)
+        self._work("base", prompts, steps, on_step, shown, lambda: [i for i in range(len(requests)) if not wanted(i)])
         return [self._obey(request, len(requests)) for request in requests]
 
     def upscale(
@@ -86,11 +87,23 @@ class FakeCascade:
         with (self.place / "log").open("a") as file:
             file.write(line + "\n")
 
-    def _work(self, stage: str, name: str, steps: int, on_step: OnStep | None, shown: list[np.ndarray]) -> None:
+    def _work(
+        self,
+        stage: str,
+        name: str,
+        steps: int,
+        on_step: OnStep | None,
+        shown: list[np.ndarray],
+        unwanted: Callable[[], list[int]] = list,
+    ) -> None:
         self.log(f"begun {name}")
+        told = 0
         try:
             for step in range(steps):
                 while (self.place / "hold").exists():
+                    if len(unwanted()) > told:
+                        told = len(unwanted())
+                        self.log(f"step heard of {told} cancelled")
                     time.sleep(0.002)
                 time.sleep(self.step_seconds)
                 if on_step is not None:
@@ -167,6 +180,10 @@ class Running:
         path = self.place / "log"
         lines = path.read_text().splitlines() if path.exists() else []
         return [line for line in lines if not line.startswith("step ")]
+
+    def heard(self, cancelled: int) -> bool:
+        """Whether the held batch knows that so many of its pictures are cancelled."""
+        return f"step heard of {cancelled} cancelled" in (self.place / "log").read_text()
 
     def begun(self) -> list[str]:
         """The batches that were begun."""

@@ -33,7 +33,7 @@ def allowed(room: str, name: str, module: str) -> bool:
             return module == "sr3.loop"  # one training loop for all networks
         case "ldm", "evaluate.py":
             return module == "sr3.sets"  # FID and its kin, for both
-        case "service", ("cascade.py" | "describe.py" | "preload.py" | "steps.py"):
+        case "service", ("cascade.py" | "describe.py" | "draw.py" | "preload.py" | "steps.py"):
             return module.split(".")[0] in ("sr3", "ldm")
         case "service", "upscale.py":
             return module.split(".")[0] == "sr3"

@@ -15,8 +15,10 @@ from ldm.loading import ModelError, load
 from ldm.memory import GIB, check_memory, count_numbers, free_memory, part_sizes
 from ldm.preview import preview
 from ldm.schedulers import accepted, with_scheduler
-from service.cascade import DiffusersCascade, GenerateRequest, Progress
+from service.cascade import DiffusersCascade
+from service.requests import GenerateRequest
 from service.settings import Settings
+from service.upscale import Progress
 from tests.ldm_families import FAMILIES, build
 
 

@@ -16,8 +16,8 @@ from opentelemetry.trace import SpanKind
 from PIL import Image
 
 from service.app import create_app
-from service.cascade import GenerateRequest
 from service.pool import State
+from service.requests import GenerateRequest
 from service.settings import Settings
 from tests.service_fakes import BASE, Running, fake, flat_result, problem, serving, wait_until
 

@@ -11,16 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from service.cascade import (
-    BUNDLED_GUIDANCE,
-    DiffusersCascade,
-    GenerateRequest,
-    GenerateResult,
-    InvalidRequest,
-    Progress,
-)
-from service.requests import NotWanted
+from service.cascade import DiffusersCascade
+from service.draw import BUNDLED_GUIDANCE
+from service.requests import GenerateRequest, GenerateResult, InvalidRequest, NotWanted
 from service.settings import Settings
+from service.upscale import Progress
 
 StepEnd = Callable[..., dict[str, Any]]
 

@@ -51,8 +51,8 @@ def test_only_equal_keys_share_a_batch() -> None:
 
 def test_the_first_may_wait_for_company_but_not_a_full_batch() -> None:
     queue = queued(("a", "1x"), ("a", "2x"))
-    assert queue.take(3, lambda first, mates: False) == []
-    assert queue.take(2, lambda first, mates: False) == ["1x", "2x"]
+    assert queue.take(3, lambda batch: len(batch) > 2) == []
+    assert queue.take(2, lambda batch: False) == ["1x", "2x"]
 
 
 def test_all_of_a_request_fit_or_none() -> None:

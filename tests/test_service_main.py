@@ -88,6 +88,12 @@ def test_wrong_start_of_the_real_program_ends_with_status_2() -> None:
     assert (run.returncode, run.stdout, run.stderr.count("\n")) == (2, "", 1)
 
 
+def test_nothing_is_said_while_the_models_frameworks_are_imported() -> None:
+    command = [sys.executable, "-c", "import service.preload"]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert (run.stdout, run.stderr) == ("", "")
+
+
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
 def test_it_says_when_it_is_ready_and_how_to_try_it(end: signal.Signals, tmp_path: Path) -> None:
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), *sys.path])}
