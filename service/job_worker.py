@@ -15,6 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from service.claims import Claims
 from service.database import database_url, open_database, persistently
+from service.device import Device, Upscaler
 from service.jobs import CHUNKS, MANIFESTS, PLANS, VERSION, Jobs, PictureState
 from service.liveness import BEAT_EVERY, DEAD_AFTER, Identity, Watch
 from service.manifest import manifest_due, write_manifest
@@ -22,7 +23,7 @@ from service.plan import plan
 from service.settings import BadSettings, Settings, load_settings
 from service.storage import NotAllowed, StorageError, StorageTrouble, check_places, open_place
 from service.upscale import load_upscaler
-from service.work import Limits, Studio, Task, Upscaler
+from service.work import Limits, Studio, Task
 
 _log = logging.getLogger("service.jobs")
 FENCED = 3
@@ -51,10 +52,10 @@ def main(argv: Sequence[str], load: Callable[[Settings], Upscaler] = load_upscal
     except (OSError, SQLAlchemyError) as error:
         return _fail(f"the database cannot be opened: {' '.join(str(error).split())[:300]}")
     try:
-        upscaler = load(settings)
+        device = Device(lambda: load(settings), settings.job_batch)
     except Exception as error:
         return _fail(f"cannot load the model: {type(error).__name__}: {' '.join(str(error).split())}")
-    worker = JobWorker(settings, data_dir, url, jobs, upscaler)
+    worker = JobWorker(settings, data_dir, url, jobs, device)
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, lambda number, frame: worker.stop.set())
     worker.launch()
@@ -65,16 +66,16 @@ def main(argv: Sequence[str], load: Callable[[Settings], Upscaler] = load_upscal
 
 
 class JobWorker:
-    """DBOS's runtime with the workflows of jobs around one upscaler."""
+    """DBOS's runtime with the workflows of jobs around one device."""
 
-    def __init__(self, settings: Settings, data_dir: Path, url: str, jobs: Jobs, upscaler: Upscaler) -> None:
+    def __init__(self, settings: Settings, data_dir: Path, url: str, jobs: Jobs, device: Device) -> None:
         self.stop = threading.Event()
         self._settings, self._url, self._jobs = settings, url, jobs
         self._roots = [*settings.storage_roots, settings.uploads_place()]
         self._identity = Identity(jobs, data_dir, settings.device)
         self._claims = Claims(jobs.engine)
         limits = Limits(settings.max_pixels, settings.job_batch, patience=settings.job_patience)
-        self._studio = Studio(upscaler, limits, self.stop)
+        self._studio = Studio(device, limits, self.stop)
         self._in_hand: set[str] = set()  # the names of workflows
         self._idle_since = time.monotonic()
         self._changed = threading.Condition()
@@ -102,7 +103,7 @@ class JobWorker:
         DBOS.launch()
         DBOS.register_queue(PLANS, worker_concurrency=1, polling_interval_sec=0.5, on_conflict="always_update")
         DBOS.register_queue(MANIFESTS, global_concurrency=1, polling_interval_sec=0.5, on_conflict="always_update")
-        # Two at a time: while one's last picture is written, the other's are read, and the device never waits.
+        # Two at a time, so that the device never waits for the next.
         DBOS.register_queue(CHUNKS, worker_concurrency=2, polling_interval_sec=0.1, on_conflict="always_update")
         _log.info("worker %s takes jobs on %s", self._identity.id, self._settings.device)
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from service.device import Device
 from service.jobs import JobSpec, PictureState
 from service.pictures import Picture, read_metadata
 from service.storage import StorageTrouble
@@ -94,6 +95,10 @@ class Watched(FakeUpscaler):
         return super().upscale(pictures, seeds, options)
 
 
+def studio_of(upscaler: FakeUpscaler, limits: Limits, stop: threading.Event | None = None) -> Studio:
+    return Studio(Device(lambda: upscaler, limits.batch), limits, stop or threading.Event())
+
+
 def run(
     source: Memory,
     spec: JobSpec = SPEC,
@@ -102,7 +107,7 @@ def run(
     **more: Any,
 ) -> tuple[Ledger, Memory, bool]:
     limits = more.pop("limits", Limits(max_pixels=2**24))
-    studio = Studio(more.pop("upscaler", None) or FakeUpscaler(), limits, threading.Event())
+    studio = studio_of(more.pop("upscaler", None) or FakeUpscaler(), limits)
     ledger, target = Ledger(), target or Memory()
     tasks = [Task(key, len(data)) for key, data in source.files.items()] if tasks is None else tasks
     return ledger, target, studio.run(spec, source, target, tasks, ledger)
@@ -233,12 +238,12 @@ def test_a_stop_finishes_the_picture_in_hand_and_gives_the_others_back() -> None
             stop.set()
             return super().upscale(pictures, seeds, options)
 
-    studio = Studio(Stopping(), Limits(2**24), stop)
+    studio = studio_of(Stopping(), Limits(2**24), stop)
     tasks = [Task(key, len(data)) for key, data in source.files.items()]
     assert not studio.run(SPEC, source, target, tasks, ledger)
     assert list(ledger.records) == ["0.png"] == list(target.files)
     assert sorted(ledger.begun) == sorted([*ledger.records, *ledger.returned])
-    assert studio.budget._used == 0
+    assert studio.budget.used == 0
 
 
 def test_a_cancelled_job_is_left() -> None:
@@ -250,7 +255,7 @@ def test_a_cancelled_job_is_left() -> None:
             ledger.wanted = False
             return super().upscale(pictures, seeds, options)
 
-    studio = Studio(Cancelling(), Limits(2**24), threading.Event())
+    studio = studio_of(Cancelling(), Limits(2**24))
     tasks = [Task(key, len(data)) for key, data in source.files.items()]
     assert not studio.run(SPEC, source, Memory(), tasks, ledger)
     assert 1 <= len(ledger.records) < 5
@@ -264,14 +269,14 @@ def test_what_is_in_memory_stays_under_the_budget() -> None:
 
     class Weighed(FakeUpscaler):
         def upscale(self, pictures: Sequence[Picture], seeds: Sequence[int], options: UpscaleOptions) -> list[Picture]:
-            held.append(studio.budget._used)
+            held.append(studio.budget.used)
             return super().upscale(pictures, seeds, options)
 
-    studio = Studio(Weighed(), Limits(2**24, batch=4, bytes_in_hand=3 * cost), threading.Event())
+    studio = studio_of(Weighed(), Limits(2**24, batch=4, bytes_in_hand=3 * cost))
     tasks = [Task(key, len(data)) for key, data in source.files.items()]
     ledger = Ledger()
     assert studio.run(SPEC, source, Memory(), tasks, ledger)
     assert len(ledger.records) == 12
     assert max(held) <= 3 * cost
-    tight = Studio(FakeUpscaler(), Limits(2**24, bytes_in_hand=1), threading.Event())
+    tight = studio_of(FakeUpscaler(), Limits(2**24, bytes_in_hand=1))
     assert tight.run(SPEC, source, Memory(), tasks, Ledger())  # one may always be in hand, however large
