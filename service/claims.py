@@ -3,7 +3,7 @@
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, text
 
-from service.database import jobs
+from service.database import jobs, pictures
 from service.jobs import PictureState
 
 
@@ -68,6 +68,14 @@ class Claims:
                         self._waiting = [each for each in group if each is not mine] + self._waiting
                     raise
         return bool(mine.taken)
+
+    def take_back(self, id: str, keys: Sequence[str]) -> None:
+        """Have these pictures done again, which were written down as done and whose results did not last."""
+        which = (pictures.c.job == id) & pictures.c.key.in_(keys) & (pictures.c.state == PictureState.DONE)
+        fresh = {"state": PictureState.PENDING, "attempts": 0, "finished": None, "record": None}
+        with self._engine.begin() as connection:
+            number = connection.execute(sa.update(pictures).where(which).values(fresh)).rowcount
+            connection.execute(sa.update(jobs).where(jobs.c.id == id).values(done=jobs.c.done - number))
 
     def _write(self, group: list[_Result]) -> None:
         with self._engine.begin() as connection:

@@ -4,6 +4,9 @@ Where an accelerator enlarges, several hands overlap its work with reading, deco
 of equal size share a batch. On a CPU that would only take the network's cores away, which waits for the last of its
 threads at every layer: there only waiting for a bucket is overlapped, and of a folder one picture is in hand at a time.
 What is in memory at once stays under a budget, whatever the sizes.
+
+Results are flushed to the disk behind the work, and a chunk's last is written down after all of them are there: a chunk
+of which something is left may have lost to a power cut what it had done, one of which nothing is left has lost nothing.
 """
 
 import hashlib
@@ -44,6 +47,10 @@ class Ledger(Protocol):
 
     def record(self, key: str, state: PictureState, record: dict[str, Any]) -> None:
         """Write down how it went."""
+        ...
+
+    def take_back(self, keys: Sequence[str]) -> None:
+        """Results written down as done are not: they never came to the disk."""
         ...
 
     def waiting(self, reason: str | None) -> bool:
@@ -91,29 +98,40 @@ class Studio:
         self.hands = limits.batch + (os.cpu_count() or 1) if self.overlaps else _HANDS_OF_A_CPU
         self.cores: AbstractContextManager[Any] = nullcontext() if self.overlaps else threading.Lock()
         self.budget, self.turns = Budget(limits.bytes_in_hand), Turns()
+        self.flusher = ThreadPoolExecutor(1, "flusher")
 
     def run(self, spec: JobSpec, source: Place, target: Place, tasks: Sequence[Task], ledger: Ledger) -> bool:
         """Do these pictures; False where it ended before the last, by `stop` or by the ledger's word.
 
         Those at which an attempt was begun before may have ended their process: each is done first, and alone.
         """
-        chunk = _Chunk(self, spec, source, target, ledger)
-        for task in tasks:
-            if task.attempts:
-                chunk.do(task, alone=True)
+        chunk = _Chunk(self, spec, source, target, ledger, len(tasks))
         one = not self.overlaps and not is_bucket(source.url) and not is_bucket(target.url)
-        with ThreadPoolExecutor(1 if one else self.hands, "hand") as hands:
-            for each in [hands.submit(chunk.do, task, alone=one) for task in tasks if not task.attempts]:
+        try:
+            for task in tasks:
+                if task.attempts:
+                    chunk.do(task, alone=True)
+            with ThreadPoolExecutor(1 if one else self.hands, "hand") as hands:
+                begun = [hands.submit(chunk.do, task, alone=one) for task in tasks if not task.attempts]
+            for each in begun:
                 each.result()
+        finally:
+            chunk.end()
         return not chunk.over()
 
 
 class _Chunk:
     """The pictures of one job that are done with the studio's means."""
 
-    def __init__(self, studio: Studio, spec: JobSpec, source: Place, target: Place, ledger: Ledger) -> None:
+    def __init__(
+        self, studio: Studio, spec: JobSpec, source: Place, target: Place, ledger: Ledger, pending: int
+    ) -> None:
         self.studio, self.spec, self.source, self.target, self.ledger = studio, spec, source, target, ledger
         self.left = threading.Event()  # the ledger said to leave the rest, or failed
+        self._pending = pending
+        self._written: dict[str, str] = {}  # keys by the names of results that may not be on the disk yet
+        self._spoilt: set[str] = set()  # keys of those that cannot be brought there
+        self._changing = threading.Lock()
 
     def over(self) -> bool:
         """Whether no more pictures are to be begun."""
@@ -133,6 +151,27 @@ class _Chunk:
                 self.left.set()
                 raise
 
+    def end(self) -> None:
+        """Flush what is written when nobody writes any more; what did not get to the disk is not done."""
+        self.studio.flusher.submit(self._flush).result()
+        if self._spoilt:
+            self.ledger.take_back(sorted(self._spoilt))
+
+    def _flush_all(self) -> None:
+        """Wait until all that is written is on the disk. StorageTrouble where some did not get there."""
+        self.studio.flusher.submit(self._flush).result()
+        if self._spoilt:
+            raise StorageTrouble(f"{len(self._spoilt)} results did not get to the disk, {min(self._spoilt)} for one")
+
+    def _flush(self) -> None:
+        with self._changing:
+            written, self._written = self._written, {}
+        try:
+            self.target.flush(written)
+        except StorageError as error:
+            _log.warning("flushing: %s", error)
+            self._spoilt.update(written.values())
+
     def _begun(self, task: Task) -> None:
         output = output_key(task.key, self.spec.options.format)
         record = {"source": task.key, "output": output, "state": "failed", "source_bytes": task.source_bytes}
@@ -147,6 +186,11 @@ class _Chunk:
         except Exception as error:  # a decoder's or the model's own failure is this picture's, not the job's
             _log.exception("%s", task.key)
             record["error"] = f"{type(error).__name__}: {error}"[:500]
+        with self._changing:
+            self._pending -= 1
+            last = self._pending == 0
+        if last:
+            self._flush_all()
         self.ledger.record(task.key, state, record)
 
     def _made(self, task: Task, output: str, record: dict[str, Any]) -> PictureState:
@@ -161,7 +205,10 @@ class _Chunk:
         with ExitStack() as held:
             with self.studio.cores:
                 result = self._enlarged(task, data, record, held)
-            record["output_bytes"] = self._patiently(lambda: self.target.write(output, result))
+            record["output_bytes"] = self._patiently(lambda: self.target.write(output, result, flush=False))
+        with self._changing:
+            self._written[output] = task.key
+        self.studio.flusher.submit(self._flush)
         record["state"] = "done"
         return PictureState.DONE
 

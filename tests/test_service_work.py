@@ -29,6 +29,8 @@ class Memory:
     def __init__(self, files: dict[str, bytes] | None = None, trouble: int = 0) -> None:
         self.files = files or {}
         self.trouble = trouble
+        self.flushed: set[str] = set()
+        self.unflushable = False
 
     def list(self, recursive: bool = True) -> Iterator[tuple[str, int]]:
         return iter([(key, len(data)) for key, data in self.files.items()])
@@ -39,12 +41,18 @@ class Memory:
     def size(self, key: str) -> int | None:
         return len(self.files[key]) if key in self.files else None
 
-    def write(self, key: str, parts: bytes | Iterable[bytes]) -> int:
+    def write(self, key: str, parts: bytes | Iterable[bytes], flush: bool = True) -> int:
         if self.trouble > 0:
             self.trouble -= 1
             raise StorageTrouble(f"{key}: No space left on device")
         self.files[key] = parts if isinstance(parts, bytes) else b"".join(parts)
         return len(self.files[key])
+
+    def flush(self, keys: Iterable[str]) -> None:
+        self.flushed.update(keys)
+        if self.unflushable:
+            self.unflushable = False
+            raise StorageTrouble("Input/output error")
 
     def stream(self, key: str) -> Iterator[bytes]:
         return iter([self.files[key]])
@@ -74,6 +82,10 @@ class Ledger:
     def record(self, key: str, state: PictureState, record: dict[str, Any]) -> None:
         assert key not in self.records
         self.records[key] = state, record
+
+    def take_back(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            self.records.pop(key, None)
 
     def waiting(self, reason: str | None) -> bool:
         self.notes.append(reason)
@@ -208,6 +220,29 @@ def test_a_full_disk_is_waited_for() -> None:
     assert "No space left" in str(ledger.notes[0])
     assert ledger.notes[-1] is None
     assert list(target.files) == ["a.png"]
+
+
+def test_all_of_a_chunk_is_on_the_disk_before_its_last_is_written_down() -> None:
+    source, target = Memory({f"{index}.png": picture_bytes(index) for index in range(5)}), Memory()
+    flushed: list[int] = []
+
+    class Watching(Ledger):
+        def record(self, key: str, state: PictureState, record: dict[str, Any]) -> None:
+            super().record(key, state, record)
+            flushed.append(len(target.flushed))
+
+    tasks = [Task(key, len(data)) for key, data in source.files.items()]
+    assert studio_of(FakeUpscaler(), Limits(2**24, batch=3)).run(SPEC, source, target, tasks, Watching())
+    assert len(flushed) == 5
+    assert max(flushed) == 5
+    ledger, bad = Ledger(), Memory()
+    bad.unflushable = True
+    with pytest.raises(StorageTrouble, match="did not get to the disk"):
+        studio_of(FakeUpscaler(), Limits(2**24)).run(SPEC, source, bad, tasks, ledger)
+    assert len(ledger.records) < 5
+    left = [Task(key, 1) for key in source.files if key not in ledger.records]
+    assert studio_of(FakeUpscaler(), Limits(2**24)).run(SPEC, source, bad, left, ledger)
+    assert len(ledger.records) == 5
 
 
 def test_patience_ends() -> None:
