@@ -5,10 +5,12 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from service.pictures import Picture
 from service.upscale import UpscaleOptions
+
+_T = TypeVar("_T")
 
 
 class Upscaler(Protocol):
@@ -52,7 +54,12 @@ class Device:
         self._batch = batch
         self._waiting: list[_Request] = []
         self._lock = threading.Lock()
-        self.upscaler = self._thread.submit(load).result()
+        self._ident = self._thread.submit(threading.get_ident).result()
+        self.upscaler = self.run(load)
+
+    def run(self, work: Callable[[], _T]) -> _T:
+        """`work()` in the device's thread, which enlarges nothing else meanwhile. Raises what `work` raises."""
+        return work() if self._inside() else self._thread.submit(work).result()
 
     def enlarge(
         self, picture: Picture, seed: int, options: UpscaleOptions, alone: bool = False
@@ -64,8 +71,11 @@ class Device:
         request = _Request(picture, seed, options, alone)
         with self._lock:
             self._waiting.append(request)
-        self._thread.submit(self._next)
+        self.run(self._next)
         return request.answer.result()
+
+    def _inside(self) -> bool:
+        return threading.get_ident() == self._ident
 
     def _next(self) -> None:
         with self._lock:

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -96,9 +96,12 @@ class Studio:
         self.device, self.limits, self.stop = device, limits, stop
         self.overlaps = limits.batch > 1 or not device.upscaler.on_cpu
         self.hands = limits.batch + (os.cpu_count() or 1) if self.overlaps else _HANDS_OF_A_CPU
-        self.cores: AbstractContextManager[Any] = nullcontext() if self.overlaps else threading.Lock()
         self.budget, self.turns = Budget(limits.bytes_in_hand), Turns()
         self.flusher = ThreadPoolExecutor(1, "flusher")
+
+    def compute(self, work: Callable[[], bytes]) -> bytes:
+        """`work()`; on a CPU in the device's thread, so that nothing takes its cores away."""
+        return work() if self.overlaps else self.device.run(work)
 
     def run(self, spec: JobSpec, source: Place, target: Place, tasks: Sequence[Task], ledger: Ledger) -> bool:
         """Do these pictures; False where it ended before the last, by `stop` or by the ledger's word.
@@ -143,10 +146,10 @@ class _Chunk:
             if self.over():
                 return
             try:
-                if self.ledger.begin(task.key):
-                    self._begun(task)
+                if alone:
+                    self.studio.device.run(lambda: self._claim(task))
                 else:
-                    self.left.set()
+                    self._claim(task)
             except BaseException:
                 self.left.set()
                 raise
@@ -171,6 +174,12 @@ class _Chunk:
         except StorageError as error:
             _log.warning("flushing: %s", error)
             self._spoilt.update(written.values())
+
+    def _claim(self, task: Task) -> None:
+        if self.ledger.begin(task.key):
+            self._begun(task)
+        else:
+            self.left.set()
 
     def _begun(self, task: Task) -> None:
         output = output_key(task.key, self.spec.options.format)
@@ -203,8 +212,7 @@ class _Chunk:
         data = self._patiently(lambda: self.source.read(task.key))
         record["sha256"] = hashlib.sha256(data).hexdigest()
         with ExitStack() as held:
-            with self.studio.cores:
-                result = self._enlarged(task, data, record, held)
+            result = self.studio.compute(lambda: self._enlarged(task, data, record, held))
             record["output_bytes"] = self._patiently(lambda: self.target.write(output, result, flush=False))
         with self._changing:
             self._written[output] = task.key
