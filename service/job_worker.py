@@ -46,7 +46,7 @@ def main(argv: Sequence[str], load: Callable[[Settings], Upscaler] = load_upscal
         logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         data_dir = settings.data_dir.expanduser()
         url = database_url(data_dir, settings.database_url)
-        jobs = Jobs(open_database(url))
+        jobs = Jobs(open_database(url, ping=False))  # it tries again by itself
     except BadSettings as error:
         return _fail(str(error))
     except (OSError, SQLAlchemyError) as error:
@@ -105,7 +105,7 @@ class JobWorker:
         DBOS.register_queue(PLANS, worker_concurrency=1, polling_interval_sec=0.5, on_conflict="always_update")
         DBOS.register_queue(MANIFESTS, global_concurrency=1, polling_interval_sec=1.0, on_conflict="always_update")
         # Two at a time, so that the device never waits for the next. Each look into a queue takes up to 3 ms of CPU.
-        DBOS.register_queue(CHUNKS, worker_concurrency=2, polling_interval_sec=0.25, on_conflict="always_update")
+        DBOS.register_queue(CHUNKS, worker_concurrency=2, polling_interval_sec=0.15, on_conflict="always_update")
         _log.info("worker %s takes jobs on %s", self._identity.id, self._settings.device)
 
     def watch(self, idle: float | None, parent: int | None, dead_after: float = DEAD_AFTER) -> None:
@@ -198,15 +198,14 @@ class JobWorker:
             jobs.fail(id, f"on {self._identity.machine}: {error}")
             return
         source, target, whole = open_place(spec.input), open_place(spec.output), True
-        if jobs.chunk(id, number):
-            self._take_back_lost(id, number, spec, target)
+        self._take_back_lost(id, number, spec, target)
         while whole and (rows := jobs.chunk(id, number)):  # asked again: what the database lost is not done
             whole = self._studio.run(spec, source, target, [Task(**row) for row in rows], ledger)
         if not self.stop.is_set():
             manifest_due(jobs, id, stopped=not whole)
 
     def _take_back_lost(self, id: str, number: int, spec: JobSpec, target: Place) -> None:
-        """Find what a power cut took of what was done of a chunk before; it leaves a file empty, or none."""
+        """Find what a power cut took of what was done of a chunk before its end; it leaves a file empty, or none."""
         if is_bucket(target.url):
             return
         done = [(key, output_key(key, spec.options.format), size) for key, size in self._jobs.written(id, number)]

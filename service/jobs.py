@@ -250,8 +250,10 @@ class Jobs:
             return connection.execute(query.order_by(pictures.c.key)).mappings().all()
 
     def written(self, id: str, number: int) -> Sequence[tuple[str, int]]:
-        """The keys of the pictures of a chunk that are done, with the bytes of their results."""
-        which = (pictures.c.job == id) & (pictures.c.chunk == number) & (pictures.c.state == PictureState.DONE)
+        """The keys of the pictures that are done of a chunk that is not over, with the bytes of their results."""
+        mine = (pictures.c.job == id) & (pictures.c.chunk == number)
+        which = mine & (pictures.c.state == PictureState.DONE)
+        which &= sa.exists().where(mine & (pictures.c.state == PictureState.PENDING)).correlate(None)
         with self.engine.connect() as connection:
             query = sa.select(pictures.c.key, pictures.c.output_bytes).where(which)
             return [(row.key, row.output_bytes) for row in connection.execute(query)]
