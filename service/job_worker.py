@@ -127,9 +127,12 @@ class JobWorker:
 
     def leave(self, patience: float = 120.0) -> None:
         """Wait for the pictures in hand, put the rest back into the queues, and sign off."""
+        from dbos import DBOS
+
         with self._changed:
             self._changed.wait_for(lambda: not self._in_hand, patience)
         try:
+            DBOS.destroy()  # takes nothing any more, or it would take what is put back
             self._identity.leave()
         except SQLAlchemyError as error:  # others find the lock free, or the beat still
             _log.warning("could not sign off: %s", str(error).split("\n")[0])

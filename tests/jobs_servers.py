@@ -121,6 +121,7 @@ def failing_proxy(url: str, one_in: int) -> Iterator[str]:
 
     class Proxy(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
 
         def _pass_on(self) -> None:
             length = self.headers.get("content-length")
