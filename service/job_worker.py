@@ -85,8 +85,6 @@ class JobWorker:
         from dbos import DBOS
 
         threading.Thread(target=self._beat, name="beat", daemon=True).start()
-        if self._studio.device.upscaler.on_cpu:
-            _step_back()
         DBOS(
             config={
                 "name": "sr3-jobs",
@@ -262,15 +260,6 @@ class _Ledger:
         note = None if reason is None else f"waiting for the storage: {reason}"
         persistently(lambda: self._jobs.note(self._id, note))
         return bool(persistently(lambda: self._jobs.state(self._id)) == "running")
-
-
-def _step_back() -> None:
-    """Have this thread and those that it starts run when the cores have nothing better to do, on Linux.
-
-    A network's threads wait for each other at every layer: DBOS's looks into its queues would hold up all of them.
-    """
-    if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
 
 def _fail(message: str) -> int:
