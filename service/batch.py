@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from service.crew import COMMAND, Crew
 from service.database import database_url, open_database, persistently
+from service.device import Upscaler
 from service.jobs import ACTIVE, OVER, Jobs, JobSpec, JobStatus
 from service.manifest import write_manifest
 from service.pictures import Picture
@@ -31,7 +32,6 @@ from service.plan import MANIFEST, chosen
 from service.settings import BadSettings, Settings, load_settings
 from service.storage import Folder, NotAllowed, Place, StorageError, check_places, open_place
 from service.upscale import UpscaleOptions, load_upscaler
-from service.work import Upscaler
 
 INTERRUPTED = 130
 _SAMPLE, _PROBE = 1000, 128

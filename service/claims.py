@@ -3,15 +3,14 @@
 import json
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Engine, text
 
-from service.database import jobs
+from service.database import jobs, pictures
 from service.jobs import PictureState
 
 
@@ -28,7 +27,11 @@ class Claims:
     """What the workers of one process claim and record. Every method may be called from any thread."""
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+        self._engine, self._begin, self._at_once = engine, text(_BEGIN), engine
+        self._postgres = engine.dialect.name == "postgresql"
+        if self._postgres:  # each is one statement, and one way there and back
+            self._begin = text(f"{_BEGIN} AND set_config('synchronous_commit', 'off', true) = 'off'")
+            self._at_once = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._waiting: list[_Result] = []
         self._adding, self._writing = threading.Lock(), threading.Lock()
 
@@ -37,13 +40,13 @@ class Claims:
 
         False where the chunk is not this worker's any more: the job was cancelled or the worker given up for dead.
         """
-        with self._soon() as connection:
-            values = {"job": id, "key": key, "chunk": number, "owner": owner}
-            return connection.execute(_BEGIN, values).rowcount == 1
+        values = {"job": id, "key": key, "chunk": number, "owner": owner}
+        with self._at_once.begin() as connection:
+            return connection.execute(self._begin, values).rowcount == 1
 
     def give_back(self, id: str, key: str, owner: str) -> None:
         """Take an attempt back that the worker outlived, and that came to no result yet."""
-        with self._soon() as connection:
+        with self._at_once.begin() as connection:
             connection.execute(_GIVE_BACK, {"job": id, "key": key, "owner": owner})
 
     def record(self, id: str, key: str, owner: str, state: PictureState, record: dict[str, Any]) -> bool:
@@ -69,7 +72,23 @@ class Claims:
                     raise
         return bool(mine.taken)
 
+    def take_back(self, id: str, keys: Sequence[str]) -> None:
+        """Have these pictures done again, which were written down as done and whose results did not last."""
+        which = (pictures.c.job == id) & pictures.c.key.in_(keys) & (pictures.c.state == PictureState.DONE)
+        fresh = {"state": PictureState.PENDING, "attempts": 0, "finished": None, "record": None}
+        with self._engine.begin() as connection:
+            number = connection.execute(sa.update(pictures).where(which).values(fresh)).rowcount
+            connection.execute(sa.update(jobs).where(jobs.c.id == id).values(done=jobs.c.done - number))
+
     def _write(self, group: list[_Result]) -> None:
+        if self._postgres:
+            with self._at_once.begin() as connection:
+                rows = connection.execute(_RECORD_ALL, {"rows": json.dumps([each.row for each in group])}).all()
+            known = {(row.job, row.key) for row in rows}
+            for each in group:  # of two results for one picture one is taken
+                each.taken = (each.job, each.row["key"]) in known
+                known.discard((each.job, each.row["key"]))
+            return
         with self._engine.begin() as connection:
             taken = [connection.execute(_RECORD, each.row).rowcount == 1 for each in group]
             counts: dict[tuple[str, str], int] = {}
@@ -82,25 +101,29 @@ class Claims:
         for each, its in zip(group, taken, strict=True):
             each.taken = its
 
-    @contextmanager
-    def _soon(self) -> Iterator[Connection]:
-        """A transaction that Postgres need not have on its disk at once: a claim lost in its crash is made again."""
-        with self._engine.begin() as connection:
-            if self._engine.dialect.name == "postgresql":
-                connection.execute(text("SET LOCAL synchronous_commit TO OFF"))
-            yield connection
 
-
-_BEGIN = text(
-    """UPDATE sr3_pictures SET attempts = attempts + 1, owner = :owner
+# Postgres need not have a claim on its disk at once: one that is lost in its crash is made again.
+_BEGIN = """UPDATE sr3_pictures SET attempts = attempts + 1, owner = :owner
     WHERE job = :job AND key = :key AND chunk = :chunk AND state = 0
     AND EXISTS (SELECT 1 FROM sr3_jobs WHERE id = :job AND state = 'running')
     AND EXISTS (SELECT 1 FROM sr3_workers WHERE id = :owner AND adopter IS NULL)"""
-)
 _GIVE_BACK = text(
     "UPDATE sr3_pictures SET attempts = attempts - 1 WHERE job = :job AND key = :key AND owner = :owner AND state = 0"
 )
 _RECORD = text(
     """UPDATE sr3_pictures SET state = :state, finished = :now, output_bytes = :bytes, record = :record
     WHERE job = :job AND key = :key AND owner = :owner AND state = 0"""
+)
+_RECORD_ALL = text(
+    """WITH given AS (SELECT * FROM json_to_recordset(CAST(:rows AS json)) AS row(job text, key text, owner text,
+        state smallint, now double precision, bytes bigint, record text)),
+    taken AS (UPDATE sr3_pictures AS mine
+        SET state = given.state, finished = given.now, output_bytes = given.bytes, record = given.record
+        FROM given WHERE mine.job = given.job AND mine.key = given.key AND mine.owner = given.owner AND mine.state = 0
+        RETURNING mine.job, mine.key, mine.state),
+    counts AS (SELECT job, count(*) FILTER (WHERE state = 1) AS done, count(*) FILTER (WHERE state = 2) AS failed,
+        count(*) FILTER (WHERE state = 3) AS kept FROM taken GROUP BY job ORDER BY job),
+    added AS (UPDATE sr3_jobs SET done = sr3_jobs.done + counts.done, failed = sr3_jobs.failed + counts.failed,
+        kept = sr3_jobs.kept + counts.kept FROM counts WHERE sr3_jobs.id = counts.job)
+    SELECT job, key FROM taken"""
 )

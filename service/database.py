@@ -67,10 +67,11 @@ def database_url(data_dir: Path, url: str | None) -> str:
     return f"postgresql+psycopg{separator}{rest}" if scheme in ("postgres", "postgresql") else url
 
 
-def open_database(url: str) -> sa.Engine:
+def open_database(url: str, ping: bool = True) -> sa.Engine:
     """An engine on the database, which is made where there is none, with the tables of jobs and of DBOS.
 
-    SQLite gets a write-ahead log: DBOS sets none, and is three times slower so. Raises SQLAlchemy's errors.
+    SQLite gets a write-ahead log: DBOS sets none, and is three times slower so. `ping` asks a Postgres before each use
+    of a connection whether it is still there; without, the first use after a restart fails. Raises SQLAlchemy's errors.
     """
     from dbos import DBOS
 
@@ -87,7 +88,7 @@ def open_database(url: str) -> sa.Engine:
                 connection.execute(f"PRAGMA {pragma}")
     else:
         connect = {"connect_timeout": 10, "application_name": "sr3-cascade"}
-        engine = sa.create_engine(address, pool_size=10, max_overflow=10, pool_pre_ping=True, connect_args=connect)
+        engine = sa.create_engine(address, pool_size=10, max_overflow=10, pool_pre_ping=ping, connect_args=connect)
     with engine.begin() as connection:
         if engine.dialect.name == "postgresql":  # two that start together must not both create
             connection.execute(sa.text("SELECT pg_advisory_xact_lock(7372337)"))

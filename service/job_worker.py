@@ -15,14 +15,15 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from service.claims import Claims
 from service.database import database_url, open_database, persistently
-from service.jobs import CHUNKS, MANIFESTS, PLANS, VERSION, Jobs, PictureState
+from service.device import Device, Upscaler
+from service.jobs import CHUNKS, MANIFESTS, PLANS, VERSION, Jobs, JobSpec, PictureState
 from service.liveness import BEAT_EVERY, DEAD_AFTER, Identity, Watch
 from service.manifest import manifest_due, write_manifest
-from service.plan import plan
+from service.plan import output_key, plan
 from service.settings import BadSettings, Settings, load_settings
-from service.storage import NotAllowed, StorageError, StorageTrouble, check_places, open_place
+from service.storage import NotAllowed, Place, StorageError, StorageTrouble, check_places, is_bucket, open_place
 from service.upscale import load_upscaler
-from service.work import Limits, Studio, Task, Upscaler
+from service.work import Limits, Studio, Task
 
 _log = logging.getLogger("service.jobs")
 FENCED = 3
@@ -45,16 +46,16 @@ def main(argv: Sequence[str], load: Callable[[Settings], Upscaler] = load_upscal
         logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         data_dir = settings.data_dir.expanduser()
         url = database_url(data_dir, settings.database_url)
-        jobs = Jobs(open_database(url))
+        jobs = Jobs(open_database(url, ping=False))  # it tries again by itself
     except BadSettings as error:
         return _fail(str(error))
     except (OSError, SQLAlchemyError) as error:
         return _fail(f"the database cannot be opened: {' '.join(str(error).split())[:300]}")
     try:
-        upscaler = load(settings)
+        device = Device(lambda: load(settings), settings.job_batch)
     except Exception as error:
         return _fail(f"cannot load the model: {type(error).__name__}: {' '.join(str(error).split())}")
-    worker = JobWorker(settings, data_dir, url, jobs, upscaler)
+    worker = JobWorker(settings, data_dir, url, jobs, device)
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, lambda number, frame: worker.stop.set())
     worker.launch()
@@ -65,16 +66,16 @@ def main(argv: Sequence[str], load: Callable[[Settings], Upscaler] = load_upscal
 
 
 class JobWorker:
-    """DBOS's runtime with the workflows of jobs around one upscaler."""
+    """DBOS's runtime with the workflows of jobs around one device."""
 
-    def __init__(self, settings: Settings, data_dir: Path, url: str, jobs: Jobs, upscaler: Upscaler) -> None:
+    def __init__(self, settings: Settings, data_dir: Path, url: str, jobs: Jobs, device: Device) -> None:
         self.stop = threading.Event()
         self._settings, self._url, self._jobs = settings, url, jobs
         self._roots = [*settings.storage_roots, settings.uploads_place()]
         self._identity = Identity(jobs, data_dir, settings.device)
         self._claims = Claims(jobs.engine)
         limits = Limits(settings.max_pixels, settings.job_batch, patience=settings.job_patience)
-        self._studio = Studio(upscaler, limits, self.stop)
+        self._studio = Studio(device, limits, self.stop)
         self._in_hand: set[str] = set()  # the names of workflows
         self._idle_since = time.monotonic()
         self._changed = threading.Condition()
@@ -97,13 +98,12 @@ class JobWorker:
         )
         for name, work in (("plan_job", self._plan), ("upscale_chunk", self._chunk), ("write_manifest", self._write)):
             # Attempts are counted by picture: one that ends its process is given up, and its chunk always goes on.
-            step = DBOS.step(name=f"{name}_step")(self._held(work))
-            DBOS.workflow(name=name, max_recovery_attempts=None)(_calling(step))
+            DBOS.workflow(name=name, max_recovery_attempts=None)(self._held(work))
         DBOS.launch()
         DBOS.register_queue(PLANS, worker_concurrency=1, polling_interval_sec=0.5, on_conflict="always_update")
-        DBOS.register_queue(MANIFESTS, global_concurrency=1, polling_interval_sec=0.5, on_conflict="always_update")
-        # Two at a time: while one's last picture is written, the other's are read, and the device never waits.
-        DBOS.register_queue(CHUNKS, worker_concurrency=2, polling_interval_sec=0.1, on_conflict="always_update")
+        DBOS.register_queue(MANIFESTS, global_concurrency=1, polling_interval_sec=1.0, on_conflict="always_update")
+        # Two at a time, so that the device never waits for the next. Each look into a queue takes up to 3 ms of CPU.
+        DBOS.register_queue(CHUNKS, worker_concurrency=2, polling_interval_sec=0.15, on_conflict="always_update")
         _log.info("worker %s takes jobs on %s", self._identity.id, self._settings.device)
 
     def watch(self, idle: float | None, parent: int | None, dead_after: float = DEAD_AFTER) -> None:
@@ -125,9 +125,12 @@ class JobWorker:
 
     def leave(self, patience: float = 120.0) -> None:
         """Wait for the pictures in hand, put the rest back into the queues, and sign off."""
+        from dbos import DBOS
+
         with self._changed:
             self._changed.wait_for(lambda: not self._in_hand, patience)
         try:
+            DBOS.destroy()  # takes nothing any more, or it would take what is put back
             self._identity.leave()
         except SQLAlchemyError as error:  # others find the lock free, or the beat still
             _log.warning("could not sign off: %s", str(error).split("\n")[0])
@@ -196,10 +199,20 @@ class JobWorker:
             jobs.fail(id, f"on {self._identity.machine}: {error}")
             return
         source, target, whole = open_place(spec.input), open_place(spec.output), True
+        self._take_back_lost(id, number, spec, target)
         while whole and (rows := jobs.chunk(id, number)):  # asked again: what the database lost is not done
             whole = self._studio.run(spec, source, target, [Task(**row) for row in rows], ledger)
         if not self.stop.is_set():
             manifest_due(jobs, id, stopped=not whole)
+
+    def _take_back_lost(self, id: str, number: int, spec: JobSpec, target: Place) -> None:
+        """Find what a power cut took of what was done of a chunk before its end; it leaves a file empty, or none."""
+        if is_bucket(target.url):
+            return
+        done = [(key, output_key(key, spec.options.format), size) for key, size in self._jobs.written(id, number)]
+        if lost := [key for key, output, size in done if target.size(output) != size]:
+            _log.warning("%d results of job %s are not on the disk; they are done again", len(lost), id)
+            self._claims.take_back(id, lost)
 
     def _write(self, id: str) -> None:
         if self._jobs.state(id) is None:
@@ -238,18 +251,15 @@ class _Ledger:
         if not persistently(write) and self.begin(key):
             persistently(write)
 
+    def take_back(self, keys: Sequence[str]) -> None:
+        """See `work.Ledger`."""
+        persistently(lambda: self._claims.take_back(self._id, keys))
+
     def waiting(self, reason: str | None) -> bool:
         """See `work.Ledger`."""
         note = None if reason is None else f"waiting for the storage: {reason}"
         persistently(lambda: self._jobs.note(self._id, note))
         return bool(persistently(lambda: self._jobs.state(self._id)) == "running")
-
-
-def _calling(step: Callable[..., None]) -> Callable[..., None]:
-    def workflow(*arguments: Any) -> None:
-        step(*arguments)
-
-    return workflow
 
 
 def _fail(message: str) -> int:

@@ -249,6 +249,15 @@ class Jobs:
         with self.engine.connect() as connection:
             return connection.execute(query.order_by(pictures.c.key)).mappings().all()
 
+    def written(self, id: str, number: int) -> Sequence[tuple[str, int]]:
+        """The keys of the pictures that are done of a chunk that is not over, with the bytes of their results."""
+        mine = (pictures.c.job == id) & (pictures.c.chunk == number)
+        which = mine & (pictures.c.state == PictureState.DONE)
+        which &= sa.exists().where(mine & (pictures.c.state == PictureState.PENDING)).correlate(None)
+        with self.engine.connect() as connection:
+            query = sa.select(pictures.c.key, pictures.c.output_bytes).where(which)
+            return [(row.key, row.output_bytes) for row in connection.execute(query)]
+
     def _lock(self, connection: Connection, id: str, states: Sequence[str]) -> RowMapping:
         row = connection.execute(sa.select(jobs).where(jobs.c.id == id).with_for_update()).mappings().first()
         if row is None:

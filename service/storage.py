@@ -60,8 +60,15 @@ class Place(Protocol):
         """Its size in bytes; None where there is none."""
         ...
 
-    def write(self, key: str, parts: bytes | Iterable[bytes]) -> int:
-        """Put the file there, whole or not at all, in place of one that is there. Returns its size in bytes."""
+    def write(self, key: str, parts: bytes | Iterable[bytes], flush: bool = True) -> int:
+        """Put the file there, whole or not at all, in place of one that is there. Returns its size in bytes.
+
+        Without `flush` a power cut may take it back, until `flush` was called with its key.
+        """
+        ...
+
+    def flush(self, keys: Iterable[str]) -> None:
+        """Wait until these are on the disk; those that are gone are left out."""
         ...
 
     def stream(self, key: str) -> Iterator[bytes]:
@@ -122,7 +129,7 @@ class Folder:
         except OSError as error:
             raise _of_os(error, key) from error
 
-    def write(self, key: str, parts: bytes | Iterable[bytes]) -> int:
+    def write(self, key: str, parts: bytes | Iterable[bytes], flush: bool = True) -> int:
         """See `Place`. A temporary name in the same folder, flushed to the disk, then renamed."""
         path = self._inside(key)
         temporary = path.with_name(f".{path.name[:80]}.part-{os.getpid()}-{next(_count)}")
@@ -132,13 +139,29 @@ class Folder:
                 with temporary.open("xb") as file:
                     size = sum(file.write(part) for part in ([parts] if isinstance(parts, bytes) else parts))
                     file.flush()
-                    os.fsync(file.fileno())
+                    if flush:
+                        os.fsync(file.fileno())
                 temporary.replace(path)
             finally:
                 temporary.unlink(missing_ok=True)
         except OSError as error:
             raise _of_os(error, key) from error
         return size
+
+    def flush(self, keys: Iterable[str]) -> None:
+        """See `Place`."""
+        paths = [self._inside(key) for key in keys]
+        for path in [*paths, *{path.parent for path in paths}]:  # a folder's own are the names
+            try:
+                file = os.open(path, os.O_RDONLY)
+                try:
+                    os.fsync(file)
+                finally:
+                    os.close(file)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise _of_os(error, str(path)) from error
 
     def stream(self, key: str) -> Iterator[bytes]:
         """See `Place`."""
@@ -225,7 +248,7 @@ class Bucket:
         except FileNotFoundError:
             return None
 
-    def write(self, key: str, parts: bytes | Iterable[bytes]) -> int:
+    def write(self, key: str, parts: bytes | Iterable[bytes], flush: bool = True) -> int:
         """See `Place`. A put is atomic; what is streamed goes up in parts that appear together at the end."""
         import obstore
 
@@ -254,6 +277,9 @@ class Bucket:
         with _of_bucket(self.url):
             for page in obstore.list(self._store, chunk_size=1000):
                 obstore.delete(self._store, [each["path"] for each in page])
+
+    def flush(self, keys: Iterable[str]) -> None:
+        """See `Place`. What a bucket has taken is safe."""
 
     def tidy(self) -> None:
         """See `Place`. A bucket shows nothing half written; its own rules delete uploads that never ended."""

@@ -96,6 +96,11 @@ class Upscaler:
             on_tile=tell,
         )
 
+    @property
+    def on_cpu(self) -> bool:
+        """Whether it computes on the processor."""
+        return bool(self.pipeline.device.type == "cpu")
+
     def metadata(self, picture: Picture, seed: int, options: UpscaleOptions) -> dict[str, str]:
         """What the file of a result says of how it was made, the same as `POST /upscale` writes."""
         from service.metadata import metadata_of

@@ -1,42 +1,37 @@
-"""The pictures of a chunk, one after another: read ahead and decoded, enlarged, encoded and written behind.
+"""The pictures of a chunk: read, decoded, enlarged, encoded and written, each by one of the hands of a studio.
 
-Reading, the network and writing overlap; pictures of equal size share a batch; what is in memory at once stays under
-a budget, whatever the sizes.
+Where an accelerator enlarges, several hands overlap its work with reading, decoding, encoding and writing, and pictures
+of equal size share a batch. On a CPU that would only take the network's cores away, which waits for the last of its
+threads at every layer: there only waiting for a bucket is overlapped, and of a folder one picture is in hand at a time.
+What is in memory at once stays under a budget, whatever the sizes.
+
+Results are flushed to the disk behind the work, and a chunk's last is written down after all of them are there: a chunk
+of which something is left may have lost to a power cut what it had done, one of which nothing is left has lost nothing.
 """
 
 import hashlib
 import io
 import logging
-import queue
+import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from PIL import Image
 
+from service.device import Device
 from service.jobs import MAX_ATTEMPTS, JobSpec, PictureState
 from service.pictures import InvalidPicture, Picture, check_format, decode_picture, encode_picture
 from service.plan import kept_record, named_format, output_format, output_key, picture_seed
-from service.storage import Place, StorageError, StorageTrouble
-from service.upscale import UpscaleOptions
+from service.room import Budget, Turns
+from service.storage import Place, StorageError, StorageTrouble, is_bucket
 
 _log = logging.getLogger("service.jobs")
-_WRITERS = 4  # they mostly wait for the disk
-
-
-class Upscaler(Protocol):
-    """What enlarges pictures of equal size, channels and depth; used by one thread at a time."""
-
-    def upscale(self, pictures: Sequence[Picture], seeds: Sequence[int], options: UpscaleOptions) -> list[Picture]:
-        """Each picture, `options.factor` times as large."""
-        ...
-
-    def metadata(self, picture: Picture, seed: int, options: UpscaleOptions) -> dict[str, str]:
-        """What the file of a result says of how it was made; called by any thread."""
-        ...
+_HANDS_OF_A_CPU = 3  # one computes while the others wait for a bucket
 
 
 class Ledger(Protocol):
@@ -54,13 +49,21 @@ class Ledger(Protocol):
         """Write down how it went."""
         ...
 
+    def take_back(self, keys: Sequence[str]) -> None:
+        """Results written down as done are not: they never came to the disk."""
+        ...
+
     def waiting(self, reason: str | None) -> bool:
         """Say what the work waits for; None: nothing any more. False where it need not wait: the job is cancelled."""
         ...
 
 
 class Stopped(Exception):
-    """The work was told to stop while it waited for the storage."""
+    """The work was told to stop, or lost its claim, before a picture came to a result."""
+
+
+class GivenUp(Exception):
+    """Too many attempts at a picture ended the worker that made them."""
 
 
 @dataclass(frozen=True)
@@ -83,134 +86,169 @@ class Limits:
     patience: float = 900.0
 
 
-@dataclass(frozen=True)
-class _Loaded:
-    task: Task
-    picture: Picture
-    record: dict[str, Any]
-    cost: int
-    began: float
-
-
-class Budget:
-    """Bytes that may be in hand at once; one picture may always be, however large."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._used = 0
-        self._changed = threading.Condition()
-
-    def take(self, cost: int) -> None:
-        """Wait until there is room."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._used == 0 or self._used + cost <= self._limit)
-            self._used += cost
-
-    def free(self, cost: int) -> None:
-        """Make the room free again."""
-        with self._changed:
-            self._used -= cost
-            self._changed.notify_all()
-
-
 class Studio:
-    """One upscaler with the threads around it, shared by the chunks that a worker has in hand.
+    """A device with the hands around it, shared by the chunks that a worker has in hand.
 
     `stop` set: pictures in hand are finished, no more are begun.
     """
 
-    def __init__(self, upscaler: Upscaler, limits: Limits, stop: threading.Event) -> None:
-        self.limits = limits
-        self.stop = stop
-        self.budget = Budget(limits.bytes_in_hand)
-        self.writers = ThreadPoolExecutor(_WRITERS, "writer")
-        self.upscaler = upscaler
-        self.device = threading.Lock()
+    def __init__(self, device: Device, limits: Limits, stop: threading.Event) -> None:
+        self.device, self.limits, self.stop = device, limits, stop
+        self.overlaps = limits.batch > 1 or not device.upscaler.on_cpu
+        self.hands = limits.batch + (os.cpu_count() or 1) if self.overlaps else _HANDS_OF_A_CPU
+        self.budget, self.turns = Budget(limits.bytes_in_hand), Turns()
+        self.flusher = ThreadPoolExecutor(1, "flusher")
+
+    def compute(self, work: Callable[[], bytes]) -> bytes:
+        """`work()`; on a CPU in the device's thread, so that nothing takes its cores away."""
+        return work() if self.overlaps else self.device.run(work)
 
     def run(self, spec: JobSpec, source: Place, target: Place, tasks: Sequence[Task], ledger: Ledger) -> bool:
         """Do these pictures; False where it ended before the last, by `stop` or by the ledger's word.
 
-        Those at which an attempt was begun before may have ended their process: each is done first and alone.
+        Those at which an attempt was begun before may have ended their process: each is done first, and alone.
         """
-        chunk = _Chunk(self, spec, source, target, ledger)
-        suspects = [task for task in tasks if task.attempts]
-        fresh = [task for task in tasks if not task.attempts]
-        return all(chunk.run([task]) for task in suspects) and chunk.run(fresh)
+        chunk = _Chunk(self, spec, source, target, ledger, len(tasks))
+        one = not self.overlaps and not is_bucket(source.url) and not is_bucket(target.url)
+        try:
+            for task in tasks:
+                if task.attempts:
+                    chunk.do(task, alone=True)
+            with ThreadPoolExecutor(1 if one else self.hands, "hand") as hands:
+                begun = [hands.submit(chunk.do, task, alone=one) for task in tasks if not task.attempts]
+            for each in begun:
+                each.result()
+        finally:
+            chunk.end()
+        return not chunk.over()
 
 
 class _Chunk:
-    """The pictures of one job that a thread does with the studio's means."""
+    """The pictures of one job that are done with the studio's means."""
 
-    def __init__(self, studio: Studio, spec: JobSpec, source: Place, target: Place, ledger: Ledger) -> None:
+    def __init__(
+        self, studio: Studio, spec: JobSpec, source: Place, target: Place, ledger: Ledger, pending: int
+    ) -> None:
         self.studio, self.spec, self.source, self.target, self.ledger = studio, spec, source, target, ledger
-        self.left = threading.Event()  # the ledger said to leave the rest
+        self.left = threading.Event()  # the ledger said to leave the rest, or failed
+        self._pending = pending
+        self._written: dict[str, str] = {}  # keys by the names of results that may not be on the disk yet
+        self._spoilt: set[str] = set()  # keys of those that cannot be brought there
+        self._changing = threading.Lock()
 
-    def run(self, tasks: Sequence[Task]) -> bool:
-        """Do the tasks; False where they were left before the last."""
-        if not tasks:
-            return True
-        loaded: queue.Queue[_Loaded | None] = queue.Queue(2 * self.studio.limits.batch)
-        reader = threading.Thread(target=self._read_all, args=(tasks, loaded), name="reader", daemon=True)
-        reader.start()
-        writing: list[Future[None]] = []
-        for batch in _batches(loaded, self.studio.limits.batch):
-            if self.studio.stop.is_set() or self.left.is_set():
-                self._drop(batch)
-                continue
-            writing += self._enlarge(batch)
-            while len(writing) >= _WRITERS * self.studio.limits.batch:
-                writing.pop(0).result()
-        for each in writing:
-            each.result()
-        reader.join()
-        return not self.studio.stop.is_set() and not self.left.is_set()
+    def over(self) -> bool:
+        """Whether no more pictures are to be begun."""
+        return self.studio.stop.is_set() or self.left.is_set()
 
-    def _read_all(self, tasks: Sequence[Task], loaded: "queue.Queue[_Loaded | None]") -> None:
+    def do(self, task: Task, alone: bool) -> None:
+        """One picture, from its claim to its result in the ledger, whose errors are raised; `alone` in the process."""
+        with self.studio.turns.take(alone):
+            if self.over():
+                return
+            try:
+                if alone:
+                    self.studio.device.run(lambda: self._claim(task))
+                else:
+                    self._claim(task)
+            except BaseException:
+                self.left.set()
+                raise
+
+    def end(self) -> None:
+        """Flush what is written when nobody writes any more; what did not get to the disk is not done."""
+        self.studio.flusher.submit(self._flush).result()
+        if self._spoilt:
+            self.ledger.take_back(sorted(self._spoilt))
+
+    def _flush_all(self) -> None:
+        """Wait until all that is written is on the disk. StorageTrouble where some did not get there."""
+        self.studio.flusher.submit(self._flush).result()
+        if self._spoilt:
+            raise StorageTrouble(f"{len(self._spoilt)} results did not get to the disk, {min(self._spoilt)} for one")
+
+    def _flush(self) -> None:
+        with self._changing:
+            written, self._written = self._written, {}
         try:
-            for task in tasks:
-                if self.studio.stop.is_set() or self.left.is_set():
-                    break
-                if (item := self._load(task)) is not None:
-                    self.studio.budget.take(item.cost)
-                    loaded.put(item)
-        except Exception:  # the ledger failed: whoever runs the chunk tries it again
-            _log.exception("reading ahead ended early")
-            self.left.set()
-        finally:
-            loaded.put(None)
+            self.target.flush(written)
+        except StorageError as error:
+            _log.warning("flushing: %s", error)
+            self._spoilt.update(written.values())
 
-    def _load(self, task: Task) -> _Loaded | None:
-        """The decoded picture; None where there is nothing to enlarge, which the ledger then knows."""
-        if not self.ledger.begin(task.key):
+    def _claim(self, task: Task) -> None:
+        if self.ledger.begin(task.key):
+            self._begun(task)
+        else:
             self.left.set()
-            return None
-        if task.attempts >= MAX_ATTEMPTS:
-            self._fail(task, {}, f"given up: {task.attempts} attempts ended the worker that made them")
-            return None
-        began = time.perf_counter()
-        if task.verify and not task.attempts and self._kept(task):
-            return None
-        record: dict[str, Any] = {}
+
+    def _begun(self, task: Task) -> None:
+        output = output_key(task.key, self.spec.options.format)
+        record = {"source": task.key, "output": output, "state": "failed", "source_bytes": task.source_bytes}
+        state = PictureState.FAILED
         try:
-            data = self._patiently(lambda: self.source.read(task.key))
-            record = {"sha256": hashlib.sha256(data).hexdigest()}
-            factor = self.spec.options.factor
-            picture = decode_picture(data, self.studio.limits.max_pixels // factor**2)
-            height, width = picture.pixels.shape[:2]
-            record |= {"size": [width, height]}
-            self._check(task, picture)
-            self.ledger.give_back(task.key)  # while it waits for the device, a death is not its doing
+            state = self._made(task, output, record)
         except Stopped:
             self.ledger.give_back(task.key)
-            return None
-        except (InvalidPicture, StorageError) as error:
-            self._fail(task, record, str(error))
-            return None
-        except Exception as error:  # a decoder's own failure is this picture's, not the job's
+            return
+        except (InvalidPicture, StorageError, GivenUp) as error:
+            record["error"] = str(error)
+        except Exception as error:  # a decoder's or the model's own failure is this picture's, not the job's
             _log.exception("%s", task.key)
-            self._fail(task, record, f"{type(error).__name__}: {error}")
-            return None
-        return _Loaded(task, picture, record, picture.pixels.nbytes * (1 + factor**2), began)
+            record["error"] = f"{type(error).__name__}: {error}"[:500]
+        with self._changing:
+            self._pending -= 1
+            last = self._pending == 0
+        if last:
+            self._flush_all()
+        self.ledger.record(task.key, state, record)
+
+    def _made(self, task: Task, output: str, record: dict[str, Any]) -> PictureState:
+        """Make the result; `record` gets what is known of it, as far as it goes."""
+        if task.attempts >= MAX_ATTEMPTS:
+            raise GivenUp(f"given up: {task.attempts} attempts ended the worker that made them")
+        if task.verify and not task.attempts and (size := self._kept(task, output)):
+            record |= kept_record(self.spec, task.key, task.source_bytes, size)
+            return PictureState.KEPT
+        data = self._patiently(lambda: self.source.read(task.key))
+        record["sha256"] = hashlib.sha256(data).hexdigest()
+        with ExitStack() as held:
+            result = self.studio.compute(lambda: self._enlarged(task, data, record, held))
+            record["output_bytes"] = self._patiently(lambda: self.target.write(output, result, flush=False))
+        with self._changing:
+            self._written[output] = task.key
+        self.studio.flusher.submit(self._flush)
+        record["state"] = "done"
+        return PictureState.DONE
+
+    def _enlarged(self, task: Task, data: bytes, record: dict[str, Any], held: ExitStack) -> bytes:
+        """The result's file; `held` keeps the room in memory that it takes."""
+        factor, device = self.spec.options.factor, self.studio.device
+        picture = decode_picture(data, self.studio.limits.max_pixels // factor**2)
+        height, width = picture.pixels.shape[:2]
+        record["size"] = [width, height]
+        self._check(task, picture)
+        held.enter_context(self.studio.budget.take(picture.pixels.nbytes * (1 + factor**2)))
+        options, seed = self.spec.options.for_picture(picture), picture_seed(self.spec.seed, task.key)
+        attempts = task.attempts + 1
+        while True:
+            try:
+                result, seconds = device.enlarge(picture, seed, options, alone=attempts > 1)
+                break
+            except Exception as error:
+                if attempts >= MAX_ATTEMPTS:
+                    raise
+                _log.warning("enlarging %s: %s: %s", task.key, type(error).__name__, error)
+            attempts += 1
+            if not self.ledger.begin(task.key):
+                self.left.set()
+                raise Stopped
+        large = result.pixels.shape
+        if large[:2] != (factor * height, factor * width):
+            raise RuntimeError(f"promised ×{factor} of {width}x{height}, made {large[1]}x{large[0]}")
+        record |= {"output_size": [large[1], large[0]], "settings": asdict(self.spec.options), "seed": seed}
+        record |= {"seconds": round(seconds, 4), "attempts": attempts}
+        metadata = device.upscaler.metadata(picture, seed, options)
+        return encode_picture(result, output_format(task.key, options.format), options.quality, metadata)
 
     def _check(self, task: Task, picture: Picture) -> None:
         """InvalidPicture where the file is not what its name says, or the result's format cannot hold it."""
@@ -222,91 +260,18 @@ class _Chunk:
             )
         check_format(picture, output_format(task.key, options.format), options.factor)
 
-    def _kept(self, task: Task) -> bool:
-        """Whether a whole result is there already: readable to its last line and of the right size."""
-        output = output_key(task.key, self.spec.options.format)
+    def _kept(self, task: Task, output: str) -> int | None:
+        """The bytes of a whole result that is there already: readable to its last line and of the right size."""
         try:
             if not self.target.size(output):
-                return False
+                return None
             data = self.target.read(output)
             found = decode_picture(data, self.studio.limits.max_pixels).pixels.shape[:2]
             with Image.open(io.BytesIO(self.source.read(task.key))) as small:
-                if sorted(found) != sorted(self.spec.options.factor * side for side in small.size):
-                    return False
+                whole = sorted(found) == sorted(self.spec.options.factor * side for side in small.size)
         except Exception:  # whatever it is that cannot be read, it is not whole
-            return False
-        self.ledger.record(task.key, PictureState.KEPT, kept_record(self.spec, task.key, task.source_bytes, len(data)))
-        return True
-
-    def _enlarge(self, batch: list[_Loaded]) -> list[Future[None]]:
-        """Enlarge a batch and hand its results to the writers. Where that fails, each of it is tried alone."""
-        studio, options = self.studio, self.spec.options.for_picture(batch[0].picture)
-        seeds = [picture_seed(self.spec.seed, item.task.key) for item in batch]
-        with studio.device:
-            begun = [item for item in batch if self.ledger.begin(item.task.key)]
-            if len(begun) < len(batch):
-                self.left.set()
-                self._drop(batch, begun)
-                return []
-            began = time.perf_counter()
-            problem: Exception | None = None
-            try:
-                results = studio.upscaler.upscale([item.picture for item in batch], seeds, options)
-            except Exception as error:
-                _log.warning("enlarging %s: %s: %s", batch[0].task.key, type(error).__name__, error)
-                problem = error
-        if problem is not None:
-            return [future for item in batch for future in self._again(item, problem)]
-        share = (time.perf_counter() - began) / len(batch)
-        return [
-            self.studio.writers.submit(self._write, item, result, seed, share)
-            for item, result, seed in zip(batch, results, seeds, strict=True)
-        ]
-
-    def _again(self, item: _Loaded, error: Exception) -> list[Future[None]]:
-        """One more attempt at a picture that failed, or its failure written down after the last."""
-        attempts = item.task.attempts + 1
-        if attempts >= MAX_ATTEMPTS:
-            self._fail(item.task, item.record, f"{type(error).__name__}: {error}"[:500])
-            self.studio.budget.free(item.cost)
-            return []
-        return self._enlarge([replace(item, task=replace(item.task, attempts=attempts))])
-
-    def _write(self, item: _Loaded, result: Picture, seed: int, seconds: float) -> None:
-        """Encode and write a result, then write down that it is there."""
-        task, options = item.task, self.spec.options
-        output = output_key(task.key, options.format)
-        try:
-            height, width = result.pixels.shape[:2]
-            small = item.picture.pixels.shape
-            if (height, width) != (options.factor * small[0], options.factor * small[1]):
-                raise RuntimeError(f"promised ×{options.factor} of {small[1]}x{small[0]}, made {width}x{height}")
-            metadata = self.studio.upscaler.metadata(item.picture, seed, options.for_picture(item.picture))
-            data = encode_picture(result, output_format(task.key, options.format), options.quality, metadata)
-            self._patiently(lambda: self.target.write(output, data))
-        except Stopped:
-            self.ledger.give_back(task.key)
-        except Exception as error:
-            if not isinstance(error, StorageError | InvalidPicture):
-                _log.exception("%s", task.key)
-            self._fail(task, item.record, str(error))
-        else:
-            record = {
-                "source": task.key,
-                "output": output,
-                "state": "done",
-                "source_bytes": task.source_bytes,
-                "output_bytes": len(data),
-                **item.record,
-                "output_size": [width, height],
-                "settings": asdict(options),
-                "seed": seed,
-                "seconds": round(seconds, 4),
-                "attempts": task.attempts + 1,
-            }
-            self.ledger.record(task.key, PictureState.DONE, record)
-        finally:
-            self.studio.budget.free(item.cost)
+            return None
+        return len(data) if whole else None
 
     def _patiently(self, work: Callable[[], Any]) -> Any:
         """`work()`, again while the storage is in trouble, until patience ends; Stopped where the work is to end."""
@@ -326,41 +291,3 @@ class _Chunk:
                 if told:
                     self.ledger.waiting(None)
                 return result
-
-    def _fail(self, task: Task, record: dict[str, Any], error: str) -> None:
-        output = output_key(task.key, self.spec.options.format)
-        known = {"source": task.key, "output": output, "state": "failed", "source_bytes": task.source_bytes}
-        self.ledger.record(task.key, PictureState.FAILED, {**known, **record, "error": error})
-
-    def _drop(self, batch: list[_Loaded], begun: Sequence[_Loaded] = ()) -> None:
-        for item in begun:
-            self.ledger.give_back(item.task.key)
-        for item in batch:
-            self.studio.budget.free(item.cost)
-
-
-def _batches(loaded: "queue.Queue[_Loaded | None]", size: int) -> Iterator[list[_Loaded]]:
-    """What is loaded, in batches of equal shape, depth and consistency of up to `size`; none waits for another to be
-    loaded."""
-    waiting: list[_Loaded] = []
-    more = True
-    while more or waiting:
-        while more and (not waiting or len(waiting) < size):
-            try:
-                item = loaded.get(block=not waiting)
-            except queue.Empty:
-                break
-            if item is None:
-                more = False
-            else:
-                waiting.append(item)
-        if not waiting:
-            continue
-        kind = _kind(waiting[0])
-        batch = [item for item in waiting if _kind(item) == kind][:size]
-        waiting = [item for item in waiting if not any(item is each for each in batch)]
-        yield batch
-
-
-def _kind(item: _Loaded) -> tuple[Any, ...]:
-    return (*item.picture.pixels.shape, item.picture.pixels.dtype, item.picture.consistency(None))

@@ -21,12 +21,12 @@ from PIL import Image
 
 from service.crew import COMMAND, Crew
 from service.database import database_url, open_database
+from service.device import Upscaler
 from service.jobs import ACTIVE, Jobs, JobSpec, JobStatus
 from service.pictures import decode_picture, encode_picture
 from service.plan import output_format, picture_seed, plan
 from service.settings import Settings
 from service.upscale import UpscaleOptions, load_upscaler
-from service.work import Upscaler
 from tests.jobs_fakes import FakeUpscaler, fill
 from tests.jobs_http import FAKE
 from tests.jobs_servers import Postgres

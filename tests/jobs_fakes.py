@@ -26,8 +26,10 @@ SIDE = 16
 class FakeUpscaler:
     """Repeats pixels and adds the seed's noise. `JOBS_LOG` gets a line for each picture; `JOBS_SECONDS` for each."""
 
+    on_cpu = True
+
     def upscale(self, pictures: Sequence[Picture], seeds: Sequence[int], options: UpscaleOptions) -> list[Picture]:
-        """See `work.Upscaler`."""
+        """See `device.Upscaler`."""
         for picture in pictures:
             if path := os.environ.get("JOBS_LOG"):
                 with open(path, "a") as log:
@@ -41,7 +43,7 @@ class FakeUpscaler:
         return [_large(*each, options.factor) for each in zip(pictures, seeds, strict=True)]
 
     def metadata(self, picture: Picture, seed: int, options: UpscaleOptions) -> dict[str, str]:
-        """See `work.Upscaler`."""
+        """See `device.Upscaler`."""
         return {"parameters": f"Seed: {seed}"}
 
 

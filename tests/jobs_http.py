@@ -1,7 +1,6 @@
 """The routes of jobs in an application of their own with fake workers; a real server around it, here or as a process
 (`python -m tests.jobs_http PORT`, the settings from the environment)."""
 
-import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from fastapi import FastAPI
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.__main__ import listen
 from service.openapi import add_problem_schema
 from service.problems import add_problem_handlers
 from service.routes_jobs import jobs_router
@@ -52,7 +52,7 @@ class RequestIds:
 @contextmanager
 def running(app: FastAPI) -> Iterator[str]:
     """A uvicorn server on loopback for as long as the block runs; its address."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with listen("127.0.0.1", 0) as listener:
         server = uvicorn.Server(uvicorn.Config(app, log_config=None))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
@@ -65,4 +65,5 @@ def running(app: FastAPI) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    uvicorn.run(jobs_app(load_settings([])), port=int(sys.argv[1]), log_level="error")
+    config = uvicorn.Config(jobs_app(load_settings([])), log_level="error")
+    uvicorn.Server(config).run(sockets=[listen("127.0.0.1", int(sys.argv[1]))])

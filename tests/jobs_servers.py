@@ -82,7 +82,7 @@ class S3:
         code = "import sys; from moto.server import main; main(sys.argv[1:])"
         command = [sys.executable, "-W", "ignore", "-c", code, "-H", "127.0.0.1", "-p", str(self.port)]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180  # its import alone has taken a minute on a busy machine
         while True:
             try:
                 httpx.get(self.url)
@@ -121,6 +121,7 @@ def failing_proxy(url: str, one_in: int) -> Iterator[str]:
 
     class Proxy(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
 
         def _pass_on(self) -> None:
             length = self.headers.get("content-length")

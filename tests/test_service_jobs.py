@@ -18,6 +18,7 @@ from service.plan import output_key, picture_seed, plan
 from service.storage import Folder
 from service.upscale import UpscaleOptions
 from tests.jobs_fakes import fill, picture_bytes
+from tests.jobs_servers import Postgres
 
 ME = "worker"
 
@@ -235,6 +236,20 @@ def test_a_name_that_is_not_text_is_a_failure_by_name(jobs: Jobs, spec: JobSpec)
 
 
 def test_results_of_several_threads_are_each_written_down_and_counted(jobs: Jobs, spec: JobSpec) -> None:
+    check_results_of_several_threads(jobs, spec)
+
+
+def test_so_they_are_on_postgres(postgres: Postgres, spec: JobSpec) -> None:
+    jobs = Jobs(open_database(database_url(Path(), postgres.url)))
+    try:
+        with jobs.engine.begin() as connection:
+            connection.execute(sa.insert(workers), [{"id": ME, "beat": 0}])
+        check_results_of_several_threads(jobs, spec)
+    finally:
+        jobs.close()
+
+
+def check_results_of_several_threads(jobs: Jobs, spec: JobSpec) -> None:
     id = planned(jobs, spec)
     claims = Claims(jobs.engine)
     keys = chunks(jobs, id)
@@ -244,3 +259,13 @@ def test_results_of_several_threads_are_each_written_down_and_counted(jobs: Jobs
         taken = list(threads.map(lambda key: claims.record(id, key, ME, PictureState.DONE, {"source": key}), twice))
     assert sum(taken) == len(keys)
     assert jobs.status(id).done == len(keys)
+    assert {line["source"] for line in jobs.records(id)} == set(keys)
+    first, *rest = sorted(keys)
+    claims.take_back(id, [first])
+    assert [row["key"] for row in jobs.chunk(id, keys[first][0])] == [first]
+    assert sorted(key for key, _ in jobs.written(id, keys[first][0])) == rest
+    assert jobs.status(id).done == len(rest)
+    assert claims.begin(id, keys[first][0], first, ME)
+    assert claims.record(id, first, ME, PictureState.FAILED, {"source": first})
+    assert jobs.written(id, keys[first][0]) == []  # of a chunk that is over all is on the disk
+    assert (jobs.status(id).done, jobs.status(id).failed) == (len(rest), 1)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from service.device import Device
 from service.jobs import JobSpec, PictureState
 from service.pictures import Picture, read_metadata
 from service.storage import StorageTrouble
@@ -28,6 +29,8 @@ class Memory:
     def __init__(self, files: dict[str, bytes] | None = None, trouble: int = 0) -> None:
         self.files = files or {}
         self.trouble = trouble
+        self.flushed: set[str] = set()
+        self.unflushable = False
 
     def list(self, recursive: bool = True) -> Iterator[tuple[str, int]]:
         return iter([(key, len(data)) for key, data in self.files.items()])
@@ -38,12 +41,18 @@ class Memory:
     def size(self, key: str) -> int | None:
         return len(self.files[key]) if key in self.files else None
 
-    def write(self, key: str, parts: bytes | Iterable[bytes]) -> int:
+    def write(self, key: str, parts: bytes | Iterable[bytes], flush: bool = True) -> int:
         if self.trouble > 0:
             self.trouble -= 1
             raise StorageTrouble(f"{key}: No space left on device")
         self.files[key] = parts if isinstance(parts, bytes) else b"".join(parts)
         return len(self.files[key])
+
+    def flush(self, keys: Iterable[str]) -> None:
+        self.flushed.update(keys)
+        if self.unflushable:
+            self.unflushable = False
+            raise StorageTrouble("Input/output error")
 
     def stream(self, key: str) -> Iterator[bytes]:
         return iter([self.files[key]])
@@ -74,6 +83,10 @@ class Ledger:
         assert key not in self.records
         self.records[key] = state, record
 
+    def take_back(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            self.records.pop(key, None)
+
     def waiting(self, reason: str | None) -> bool:
         self.notes.append(reason)
         return self.wanted
@@ -94,6 +107,10 @@ class Watched(FakeUpscaler):
         return super().upscale(pictures, seeds, options)
 
 
+def studio_of(upscaler: FakeUpscaler, limits: Limits, stop: threading.Event | None = None) -> Studio:
+    return Studio(Device(lambda: upscaler, limits.batch), limits, stop or threading.Event())
+
+
 def run(
     source: Memory,
     spec: JobSpec = SPEC,
@@ -102,7 +119,7 @@ def run(
     **more: Any,
 ) -> tuple[Ledger, Memory, bool]:
     limits = more.pop("limits", Limits(max_pixels=2**24))
-    studio = Studio(more.pop("upscaler", None) or FakeUpscaler(), limits, threading.Event())
+    studio = studio_of(more.pop("upscaler", None) or FakeUpscaler(), limits)
     ledger, target = Ledger(), target or Memory()
     tasks = [Task(key, len(data)) for key, data in source.files.items()] if tasks is None else tasks
     return ledger, target, studio.run(spec, source, target, tasks, ledger)
@@ -205,6 +222,29 @@ def test_a_full_disk_is_waited_for() -> None:
     assert list(target.files) == ["a.png"]
 
 
+def test_all_of_a_chunk_is_on_the_disk_before_its_last_is_written_down() -> None:
+    source, target = Memory({f"{index}.png": picture_bytes(index) for index in range(5)}), Memory()
+    flushed: list[int] = []
+
+    class Watching(Ledger):
+        def record(self, key: str, state: PictureState, record: dict[str, Any]) -> None:
+            super().record(key, state, record)
+            flushed.append(len(target.flushed))
+
+    tasks = [Task(key, len(data)) for key, data in source.files.items()]
+    assert studio_of(FakeUpscaler(), Limits(2**24, batch=3)).run(SPEC, source, target, tasks, Watching())
+    assert len(flushed) == 5
+    assert max(flushed) == 5
+    ledger, bad = Ledger(), Memory()
+    bad.unflushable = True
+    with pytest.raises(StorageTrouble, match="did not get to the disk"):
+        studio_of(FakeUpscaler(), Limits(2**24)).run(SPEC, source, bad, tasks, ledger)
+    assert len(ledger.records) < 5
+    left = [Task(key, 1) for key in source.files if key not in ledger.records]
+    assert studio_of(FakeUpscaler(), Limits(2**24)).run(SPEC, source, bad, left, ledger)
+    assert len(ledger.records) == 5
+
+
 def test_patience_ends() -> None:
     ledger, _, whole = run(
         Memory({"a.png": picture_bytes(1)}), target=Memory(trouble=10**6), limits=Limits(2**24, patience=0)
@@ -233,12 +273,12 @@ def test_a_stop_finishes_the_picture_in_hand_and_gives_the_others_back() -> None
             stop.set()
             return super().upscale(pictures, seeds, options)
 
-    studio = Studio(Stopping(), Limits(2**24), stop)
+    studio = studio_of(Stopping(), Limits(2**24), stop)
     tasks = [Task(key, len(data)) for key, data in source.files.items()]
     assert not studio.run(SPEC, source, target, tasks, ledger)
     assert list(ledger.records) == ["0.png"] == list(target.files)
     assert sorted(ledger.begun) == sorted([*ledger.records, *ledger.returned])
-    assert studio.budget._used == 0
+    assert studio.budget.used == 0
 
 
 def test_a_cancelled_job_is_left() -> None:
@@ -250,7 +290,7 @@ def test_a_cancelled_job_is_left() -> None:
             ledger.wanted = False
             return super().upscale(pictures, seeds, options)
 
-    studio = Studio(Cancelling(), Limits(2**24), threading.Event())
+    studio = studio_of(Cancelling(), Limits(2**24))
     tasks = [Task(key, len(data)) for key, data in source.files.items()]
     assert not studio.run(SPEC, source, Memory(), tasks, ledger)
     assert 1 <= len(ledger.records) < 5
@@ -264,14 +304,14 @@ def test_what_is_in_memory_stays_under_the_budget() -> None:
 
     class Weighed(FakeUpscaler):
         def upscale(self, pictures: Sequence[Picture], seeds: Sequence[int], options: UpscaleOptions) -> list[Picture]:
-            held.append(studio.budget._used)
+            held.append(studio.budget.used)
             return super().upscale(pictures, seeds, options)
 
-    studio = Studio(Weighed(), Limits(2**24, batch=4, bytes_in_hand=3 * cost), threading.Event())
+    studio = studio_of(Weighed(), Limits(2**24, batch=4, bytes_in_hand=3 * cost))
     tasks = [Task(key, len(data)) for key, data in source.files.items()]
     ledger = Ledger()
     assert studio.run(SPEC, source, Memory(), tasks, ledger)
     assert len(ledger.records) == 12
     assert max(held) <= 3 * cost
-    tight = Studio(FakeUpscaler(), Limits(2**24, bytes_in_hand=1), threading.Event())
+    tight = studio_of(FakeUpscaler(), Limits(2**24, bytes_in_hand=1))
     assert tight.run(SPEC, source, Memory(), tasks, Ledger())  # one may always be in hand, however large
