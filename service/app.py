@@ -86,7 +86,7 @@ def create_app(
     return app
 
 
-def _refused(request: Request, error: Exception) -> Response:
+async def _refused(request: Request, error: Exception) -> Response:
     return problem_response(request, explain(request.app.state.pool, error))
 
 

@@ -50,7 +50,9 @@ def add_problem_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _on_validation_error)
 
 
-def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
+async def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
+    # async, though it waits for nothing: the others get a thread, and to a server that stops that is a chance to
+    # cancel the answer that says so
     assert isinstance(error, StarletteHTTPException)
     problem = error if isinstance(error, Problem) else _named(request, error)
     return problem_response(request, problem)

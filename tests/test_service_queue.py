@@ -293,6 +293,14 @@ def test_what_is_kept_of_a_result_is_its_file_alone(server: Running) -> None:
     assert record.jobs == []
 
 
+def lives(pid: int) -> bool:
+    """Whether there is such a process, and it has not ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:  # also between the opening and the reading
+        return False
+
+
 def test_stopping_server_finishes_what_runs_and_refuses_what_waits(tmp_path: Path) -> None:
     with ThreadPoolExecutor(2) as pool, serving(tmp_path, max_batch=1) as server:
         server.hold()
@@ -322,7 +330,7 @@ def test_what_still_runs_when_the_time_to_stop_is_up_is_503(tmp_path: Path) -> N
         assert answer.result(20).status_code == 503
         assert problem(answer.result()).detail == "the server is stopping"
     assert pid is not None
-    wait_until(lambda: not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text())
+    wait_until(lambda: not lives(pid))
 
 
 @pytest.mark.parametrize("step_seconds", [0.2])
