@@ -75,6 +75,7 @@ def open_database(url: str, ping: bool = True) -> sa.Engine:
     """
     from dbos import DBOS
 
+    logging.getLogger("dbos").setLevel(logging.ERROR)  # it tells of each of its migrations
     address = sa.make_url(url)
     if address.get_backend_name() == "sqlite":
         assert address.database
