@@ -91,9 +91,9 @@ def run(options: Options) -> None:
     from sr3.metrics import consistency
     from sr3.pipeline import load
     from sr3.schedulers import with_scheduler
-    from sr3.tiling import Tiling
+    from sr3.tiling import OVERLAP, Tiling
 
-    tiling = Tiling(options.tile, min(48, (options.tile - 1) // 2))
+    tiling = Tiling(options.tile, min(OVERLAP, (options.tile - 1) // 2))
     seed = secrets.randbelow(2**32) if options.seed is None else options.seed
     disable_progress_bar()
     pipeline = load(options.model, options.device)

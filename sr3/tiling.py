@@ -8,13 +8,15 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+OVERLAP = 64  # at which tiles of the bundled model differ from the whole by less than a level of 255
+
 
 @dataclass(frozen=True)
 class Tiling:
     """Sides in low-resolution pixels. A picture no larger than `size` is evaluated in one piece."""
 
     size: int = 256
-    overlap: int = 48
+    overlap: int = OVERLAP
 
     def __post_init__(self) -> None:
         if self.overlap < 0 or self.size <= 2 * self.overlap:
