@@ -49,7 +49,8 @@ def local_size(view: Tensor, window: int, stride: int) -> Tensor:
 def energy_score(one: Tensor, other: Tensor, target: Tensor) -> Tensor:
     """The energy score of two samples (Gneiting and Raftery 2007, "Strictly proper scoring rules", equation 22), as a
     mean over patches of the target's `bands`, each relative to how much `target` holds of it thereabouts: grain
-    costs most where the target has edges or nothing, least where it is texture. All (N, C, H, W)."""
+    costs most where the target has edges or nothing, least where it is texture. So weighted it is not strictly
+    proper any more, and may favour faint samples. All (N, C, H, W)."""
     score = []
     for a, b, c in zip(bands(one), bands(other), bands(target), strict=True):
         close = 0.5 * (local_size(a - c, 4, 2) + local_size(b - c, 4, 2)) - 0.5 * local_size(a - b, 4, 2)
@@ -80,7 +81,7 @@ class FewSteps(nn.Module):
         residual = standardised(high_res, encoded.mean.float(), large, SCALE)
         noisy = add_noise(residual, gamma, noise[: len(residual)])
         output = self.unet(noisy, encoded.features, gamma).float()
-        terms = {"denoising": denoising_loss(output, residual, weight / weight.mean())}
+        terms = {"denoising": denoising_loss(output, residual, weight)}
         terms["total"] = terms["denoising"]
         if self.energy:
             twice = encoded.features.repeat(2, 1, 1, 1)

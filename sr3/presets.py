@@ -35,7 +35,6 @@ class Preset:
 PRESETS = {
     "bundled": Preset(),
     "sr3-paper": Preset(3, 0, 1, 128, (1, 2, 4, 4, 8, 8), 3, (4,), 0.0, paper=True),
-    "sr3-paper-small": Preset(3, 0, 1, 40, (1, 2, 3, 4), 1, (3,), 0.0, paper=True),
     "sr3-paper-tiny": Preset(3, 0, 1, 16, (1, 2), 1, (1,), 0.0, paper=True),
 }
 

@@ -40,7 +40,7 @@ class TrainConfig:
     """A pack of crops, or a folder of pictures."""
     out: Path
     preset: str = "bundled"
-    """One of bundled, sr3-paper, sr3-paper-small, sr3-paper-tiny."""
+    """One of bundled, sr3-paper, sr3-paper-tiny."""
     init: Path | None = None
     """A pipeline directory whose weights to start from."""
     phase: str = "all"

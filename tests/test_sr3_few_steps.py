@@ -112,13 +112,14 @@ def test_a_phase_trains_the_denoiser_and_leaves_the_encoder(pipeline, tmp_path, 
     assert all(torch.equal(whole[k], resumed[k]) for k in whole)
 
 
-def test_a_phase_trains_the_encoder_and_leaves_the_denoiser(pipeline, tmp_path, monkeypatch):
+@pytest.mark.parametrize("mean_loss", ["l1", "psnr"])
+def test_a_phase_trains_the_encoder_and_leaves_the_denoiser(pipeline, tmp_path, monkeypatch, mean_loss):
     monkeypatch.setitem(PRESETS, "bundled", SMALL)
     save_pack(tmp_path / "pack", np.random.default_rng(0).integers(0, 256, (5, 48, 48, 3), np.uint8), [])
     pipeline.save_pretrained(tmp_path / "init")
     loop = LoopConfig(steps=3, batch_size=2, warmup=1, device="cpu")
     config = TrainConfig(tmp_path / "pack", tmp_path / "out", init=tmp_path / "init", crop_size=32, loop=loop)
-    trained = train(replace(config, phase="encoder"))
+    trained = train(replace(config, phase="encoder", mean_loss=mean_loss))
     before, after = (p.unet.state_dict() for p in (pipeline, trained))
     assert all(torch.allclose(before[k], after[k], atol=2e-3) for k in before)  # as 16 bits hold them
     assert not torch.allclose(pipeline.encoder.head.weight, trained.encoder.head.weight, atol=1e-4)
@@ -132,6 +133,8 @@ def test_a_phase_trains_the_encoder_and_leaves_the_denoiser(pipeline, tmp_path, 
         ({"preset": "sr3-paper"}, "few-steps is not for the paper's"),
         ({"preset": "sr3-paper", "phase": "encoder"}, "encoder is not for the paper's"),
         ({"few_steps": (0,)}, "numbers from 1 up"),
+        ({"energy": -1.0}, "energy at least 0"),
+        ({"mean_loss": "l2"}, "mean_loss is 'l2'; it must be l1 or psnr"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(changes, message):
