@@ -30,7 +30,7 @@ LICENCES = {
     "mypaint-data-extras": "GPL-2.0-or-later",  # papers and canvases: textures
     "tuxpaint-stamps-default": "GPL-2.0-or-later",
 }
-SMALLEST_TEXTURE = 0.5
+SMALLEST_TEXTURE = 0.5  # of a picture; of a crop a fifth: in smooth regions noise must be seen through too
 HALVED = 2_000_000  # pixels from which a picture is halved
 PHOTOGRAPH = 150_000  # bytes from which a file is taken for a photograph; a smaller one for a drawing
 
@@ -130,7 +130,7 @@ def cut(pixels: np.ndarray, size: int, count: int, rng: np.random.Generator) -> 
     crops = [pixels[y : y + size, x : x + size] for y, x in corners]
     any_kind, others = crops[: count // 2], crops[count // 2 :]
     textured = sorted(others, key=texture, reverse=True)[: count - len(any_kind)]
-    return [crop.copy() for crop in any_kind + textured if texture(crop) > SMALLEST_TEXTURE]
+    return [crop.copy() for crop in any_kind + textured if texture(crop) > SMALLEST_TEXTURE / 5]
 
 
 def files(config: CorpusConfig) -> Iterator[tuple[Path, str, str, str]]:

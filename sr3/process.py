@@ -6,7 +6,7 @@
 import math
 from collections.abc import Callable, Sequence
 from types import EllipsisType
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -83,6 +83,23 @@ def scheduler_gamma(scheduler: HasSchedule, timestep: Tensor | float) -> Tensor:
     return (1 / (1 + sigma**2)).float()
 
 
+def visited_gammas(scheduler: Any, counts: Sequence[int]) -> list[Tensor]:
+    """For each number of steps the γ (steps,) that a diffusers scheduler visits, from noise to picture."""
+    found = []
+    for count in counts:
+        copy = type(scheduler).from_config(scheduler.config)
+        copy.set_timesteps(count)
+        found.append(torch.stack([scheduler_gamma(copy, t) for t in copy.timesteps]))
+    return found
+
+
+def sample_visited(paths: Sequence[Tensor], generator: torch.Generator, count: int) -> Tensor:
+    """γ (count,) of training samples for a sampler of few steps: one of `visited_gammas`, then a place on it."""
+    pick = torch.randint(len(paths), (count,), generator=generator).tolist()
+    share = torch.rand(count, generator=generator)
+    return torch.stack([paths[i][int(s * len(paths[i]))] for i, s in zip(pick, share, strict=True)])
+
+
 def denoising_loss(output: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
     """Mean squared error of a prediction of ε or of y₀ (SR3, equation 6 with p = 2), weighted if wished."""
     error = (output - target) ** 2
@@ -93,6 +110,23 @@ def psnr_loss(mean: Tensor, target: Tensor) -> Tensor:
     """Mean over the pictures (N, C, H, W) of log(MSE + 1e-4): PSNR but for sign and factor (arXiv 2105.06086,
     equation 5); the floor keeps flat pictures from outweighing all others."""
     return ((mean - target) ** 2).mean((1, 2, 3)).add(1e-4).log().mean()
+
+
+def ssim_loss(mean: Tensor, target: Tensor) -> Tensor:
+    """1 − SSIM of the luminance of pictures (N, 3, H, W) in [-1, 1] (Wang et al., IEEE TIP 13(4), 2004, equation 13),
+    in uniform windows of 8×8: what it costs to leave blotches where `target` is smooth (arXiv 1511.08861)."""
+    weights = mean.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+    a, b = (((x + 1) * weights).sum(1, keepdim=True) for x in (mean, target))  # in [0, 2]: SSIM wants no sign
+
+    def average(x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, 8, 4)
+
+    mean_a, mean_b = average(a), average(b)
+    spread = average(a * a) + average(b * b) - mean_a**2 - mean_b**2
+    together = average(a * b) - mean_a * mean_b
+    c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
+    light = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
+    return 1 - (light * (2 * together + c2) / (spread + c2)).mean()
 
 
 def scale_loss(log_scale: Tensor, squared_error: Tensor) -> Tensor:

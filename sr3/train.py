@@ -6,8 +6,10 @@ diffusers directory. The same command again goes on where the last one stopped.
 
 import json
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sr3 import few_steps
 from sr3.data import Mix, draw_record, load_pack, make_sample
-from sr3.few_steps import FewSteps
 from sr3.loop import LoopConfig, fit, generator
 from sr3.model import SCALE, LowResEncoder, SR3UNet
 from sr3.pipeline import SR3Pipeline, resolve_device
@@ -29,8 +29,11 @@ from sr3.process import (
     denoising_loss,
     psnr_loss,
     sample_gamma,
+    sample_visited,
     scale_loss,
+    ssim_loss,
     standardised,
+    visited_gammas,
 )
 
 
@@ -48,10 +51,8 @@ class TrainConfig:
     denoiser alone, from --init, at the noise levels of --few-steps."""
     few_steps: tuple[int, ...] = (1, 2, 4)
     """The numbers of steps that the phase few-steps is for."""
-    energy: float = 5.0
-    """In the phase few-steps: the weight of the energy score of what the sampler makes; 0 for none."""
     mean_loss: str = "l1"
-    """What μ is trained on: l1, or psnr (the logarithm of each crop's squared error) for a last stretch."""
+    """What μ is trained on: l1; for a last stretch psnr (the logarithm of each crop's squared error), or psnr-ssim."""
     crop_size: int = 128
     """Pixels on a side of the training targets: a multiple of 32."""
     mix: Mix = field(default_factory=Mix)
@@ -90,19 +91,20 @@ def losses(
     model: nn.Module,
     batch: tuple[Tensor, Tensor, Tensor],
     draw: torch.Generator,
-    schedule: Tensor,
+    draw_gamma: Callable[[torch.Generator, int], Tensor],
     paper: bool,
     mean_loss: str = "l1",
 ) -> dict[str, Tensor]:
-    """The terms of one step: `mean` (of μ), `scale` and, with a denoiser, `denoising`. `total` is their weighted sum.
+    """The terms of one step: `mean` (of μ), `scale` and, with a denoiser, `denoising`. `total` is their weighted sum;
+    with a frozen encoder `denoising` alone.
 
-    `mean_loss` is l1, or psnr for a tenth of `psnr_loss`. `batch` is low_res (N, 3, h, w) and high_res (N, 3, 4h, 4w)
-    in [-1, 1], and aug_level (N,); `schedule` (T + 1,).
+    `mean_loss` is l1, psnr for a tenth of `psnr_loss`, or psnr-ssim for 0.3 · `ssim_loss` beside. `batch` is low_res
+    (N, 3, h, w) and high_res (N, 3, 4h, 4w) in [-1, 1], and aug_level (N,); `draw_gamma` makes γ (N,) for N samples.
     """
     low_res, high_res, level = batch
     count, device = len(low_res), low_res.device
     patch = 1 if paper else SCALE
-    gamma = sample_gamma(schedule, draw, count).to(device)
+    gamma = draw_gamma(draw, count).to(device)
     shape = (count, 3 * patch**2, high_res.shape[-2] // patch, high_res.shape[-1] // patch)
     noise = torch.randn(shape, generator=draw).to(device)
     low_res = augment(low_res, level, torch.randn(low_res.shape, generator=draw).to(device))
@@ -113,14 +115,17 @@ def losses(
         return {"total": total, "denoising": total}
     mean, log_scale = mean.float(), log_scale.float()
     error = F.avg_pool2d(((high_res - mean) ** 2).mean(1, keepdim=True), SCALE)
-    distance = psnr_loss(mean, high_res) / 10 if mean_loss == "psnr" else (mean - high_res).abs().mean()
+    distance = (mean - high_res).abs().mean() if mean_loss == "l1" else psnr_loss(mean, high_res) / 10
+    if mean_loss == "psnr-ssim":
+        distance = distance + 0.3 * ssim_loss(mean, high_res)
     terms = {"mean": distance, "scale": scale_loss(log_scale, error)}
     total = 10 * terms["mean"] + 0.1 * terms["scale"]
     if output is None:
         return {"total": total, **terms}
     weight = log_scale.detach().exp()
     terms["denoising"] = denoising_loss(output.float(), residual, weight / weight.mean())
-    return {"total": total + terms["denoising"], **terms}
+    learned = total if mean.requires_grad else 0
+    return {"total": learned + terms["denoising"], **terms}
 
 
 def check(config: TrainConfig) -> Preset:
@@ -129,14 +134,14 @@ def check(config: TrainConfig) -> Preset:
         raise ValueError(f"preset is {config.preset!r}; it must be one of {', '.join(PRESETS)}")
     if config.phase not in ("all", "encoder", "few-steps"):
         raise ValueError(f"phase is {config.phase!r}; it must be all, encoder or few-steps")
-    if config.mean_loss not in ("l1", "psnr"):
-        raise ValueError(f"mean_loss is {config.mean_loss!r}; it must be l1 or psnr")
+    if config.mean_loss not in ("l1", "psnr", "psnr-ssim"):
+        raise ValueError(f"mean_loss is {config.mean_loss!r}; it must be l1, psnr or psnr-ssim")
     if config.phase == "few-steps" and config.init is None:
         raise ValueError("the phase few-steps needs --init")
     if config.phase != "all" and PRESETS[config.preset].paper:
         raise ValueError(f"the phase {config.phase} is not for the paper's presets")
-    if not config.few_steps or min(config.few_steps) < 1 or config.energy < 0:
-        raise ValueError("few_steps must be numbers from 1 up, and energy at least 0")
+    if not config.few_steps or min(config.few_steps) < 1:
+        raise ValueError("few_steps must be numbers from 1 up")
     return PRESETS[config.preset]
 
 
@@ -180,14 +185,15 @@ def train(config: TrainConfig) -> SR3Pipeline:
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         pipeline = SR3Pipeline.from_pretrained(config.init, dtype=torch.float32) if config.init else build(preset)
-        few = FewSteps(pipeline.encoder, pipeline.unet, config.energy) if config.phase == "few-steps" else None
-    paths = few_steps.levels(pipeline.scheduler, config.few_steps) if few else []
-    model = (few or Cascade(pipeline.encoder, None if config.phase == "encoder" else pipeline.unet)).to(device)
+    pipeline.encoder.requires_grad_(config.phase != "few-steps")
+    model = Cascade(pipeline.encoder, None if config.phase == "encoder" else pipeline.unet).to(device)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if preset.paper:
-        schedule = torch.cat([torch.ones(1), pipeline.scheduler.alphas_cumprod])
+    if config.phase == "few-steps":
+        draw_gamma = partial(sample_visited, visited_gammas(pipeline.scheduler, config.few_steps))
+    elif preset.paper:
+        draw_gamma = partial(sample_gamma, torch.cat([torch.ones(1), pipeline.scheduler.alphas_cumprod]))
     else:
-        schedule = cosine_gamma(torch.linspace(0, 1, 1001))
+        draw_gamma = partial(sample_gamma, cosine_gamma(torch.linspace(0, 1, 1001)))
     pool = ThreadPoolExecutor(config.workers)
     ready = {}
 
@@ -197,10 +203,7 @@ def train(config: TrainConfig) -> SR3Pipeline:
                 ready[ahead] = pool.submit(make_batch, config, crops, ahead, rows)
         low_res, high_res, level = (t.to(device) for t in ready.pop(step).result())
         batch, draw = (low_res, high_res, level), generator(config.seed, step)
-        if few:
-            terms = few_steps.losses(run, batch, draw, paths)
-        else:
-            terms = losses(run, batch, draw, schedule, preset.paper, config.mean_loss)
+        terms = losses(run, batch, draw, draw_gamma, preset.paper, config.mean_loss)
         return terms["total"], {k: float(v.detach()) for k, v in terms.items()}
 
     def on_save(step: int) -> dict[str, Tensor]:

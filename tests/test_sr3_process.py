@@ -1,8 +1,10 @@
 """The diffusion process, by known answers."""
 
+import itertools
 import math
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 
@@ -13,8 +15,11 @@ from sr3.process import (
     denoising_loss,
     psnr_loss,
     sample_gamma,
+    sample_visited,
     scale_loss,
     scheduler_gamma,
+    ssim_loss,
+    visited_gammas,
 )
 
 
@@ -73,3 +78,35 @@ def test_psnr_loss_counts_each_picture_by_the_logarithm_of_its_squared_error():
     errors = torch.tensor([0.1, 0.5]).view(2, 1, 1, 1)
     expected = (math.log(0.01 + 1e-4) + math.log(0.25 + 1e-4)) / 2
     assert psnr_loss(target + errors, target) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_visited_gammas_are_those_that_the_sampler_tells_the_network(small_pipeline):
+    seen = []
+    small_pipeline.unet.register_forward_pre_hook(lambda module, inputs: seen.append(float(inputs[2][0])))
+    for path, count in zip(visited_gammas(small_pipeline.scheduler, (1, 2, 4)), (1, 2, 4), strict=True):
+        seen.clear()
+        small_pipeline(np.zeros((8, 8, 3), np.uint8), count)
+        assert seen == pytest.approx(path.tolist()) and len(path) == count
+
+
+def test_every_visited_gamma_is_drawn(small_pipeline):
+    paths = visited_gammas(small_pipeline.scheduler, (1, 4))
+    gamma = sample_visited(paths, torch.Generator().manual_seed(0), 400)
+    assert set(gamma.tolist()) == set(torch.cat(paths).tolist())
+    assert 0.55 < (gamma == paths[0][0]).float().mean() < 0.7  # half for one step, and a quarter of the others'
+
+
+def test_ssim_loss_agrees_with_a_second_implementation():
+    first, second = (torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
+    second = 0.5 * first + 0.5 * second
+    weights = np.array([0.299, 0.587, 0.114])
+    a, b = (np.einsum("nchw,c->nhw", x.numpy(), weights) for x in (first, second))
+    values = []
+    for x, y in zip(a, b, strict=True):
+        for i, j in itertools.product(range(0, 25, 4), repeat=2):
+            u, v = x[i : i + 8, j : j + 8], y[i : i + 8, j : j + 8]
+            both = ((u - u.mean()) * (v - v.mean())).mean()
+            structure = (2 * both + 0.03**2) / (u.var() + v.var() + 0.03**2)
+            values.append(structure * (2 * u.mean() * v.mean() + 0.01**2) / (u.mean() ** 2 + v.mean() ** 2 + 0.01**2))
+    assert float(ssim_loss(2 * first - 1, 2 * second - 1)) == pytest.approx(1 - np.mean(values), abs=1e-4)
+    assert float(ssim_loss(first, first)) == pytest.approx(0, abs=1e-6)

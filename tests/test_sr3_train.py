@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from sr3.corpus import CorpusConfig, collect, is_held_out
 from sr3.corpus import main as corpus_main
 from sr3.data import Mix, SampleRecord, draw_record, load_pack, make_sample, save_pack
 from sr3.loop import LoopConfig, fit, generator, learning_rate
-from sr3.process import cosine_gamma
+from sr3.process import cosine_gamma, sample_gamma
 from sr3.train import Cascade, TrainConfig, build, from_json, losses, make_batch, train
 from tests.conftest import SMALL
 
@@ -110,11 +111,11 @@ def test_a_tiny_network_overfits_one_pair(tmp_path):
     batch = (torch.nn.functional.avg_pool2d(high_res, 4), high_res, torch.zeros(1))
     pipeline = build(SMALL)
     model = Cascade(pipeline.encoder, pipeline.unet)
-    schedule = cosine_gamma(torch.linspace(0, 1, 101))
+    draw_gamma = partial(sample_gamma, cosine_gamma(torch.linspace(0, 1, 101)))
     first: dict[str, float] = {}
 
     def loss(run, step, rows):
-        terms = losses(run, batch, generator(0, step), schedule, False)
+        terms = losses(run, batch, generator(0, step), draw_gamma, False)
         if not first:
             first.update({k: float(v.detach()) for k, v in terms.items()})
         return terms["total"], {}
@@ -127,7 +128,7 @@ def test_a_tiny_network_overfits_one_pair(tmp_path):
         lambda _: {},
     )
     with torch.no_grad():
-        last = {k: float(v) for k, v in losses(model, batch, generator(1), schedule, False).items()}
+        last = {k: float(v) for k, v in losses(model, batch, generator(1), draw_gamma, False).items()}
     assert last["mean"] < 0.35 * first["mean"]
     assert last["scale"] < first["scale"]
     assert last["denoising"] < first["denoising"]
@@ -147,6 +148,46 @@ def test_training_starts_from_given_weights(pack, tmp_path, tiny, small_pipeline
     trained = train(config)
     weights, before = trained.unet.state_dict(), small_pipeline.unet.state_dict()
     assert all(torch.allclose(weights[k], before[k].half().float(), atol=1e-6) for k in before)
+
+
+@pytest.mark.parametrize(
+    ("phase", "learns", "stays"), [("encoder", "encoder", "unet"), ("few-steps", "unet", "encoder")]
+)
+@pytest.mark.parametrize("mean_loss", ["l1", "psnr", "psnr-ssim"])
+def test_a_phase_trains_one_network_and_leaves_the_other(
+    pack, tmp_path, tiny, small_pipeline, phase, learns, stays, mean_loss
+):
+    small_pipeline.save_pretrained(tmp_path / "init")
+    loop = replace(LOOP, steps=4, save_every=2, learning_rate=0.02)
+    config = TrainConfig(pack, tmp_path / "out", init=tmp_path / "init", crop_size=32, loop=loop)
+    config = replace(config, phase=phase, mean_loss=mean_loss)
+    trained = train(config)
+    before, after = (getattr(p, stays).state_dict() for p in (small_pipeline, trained))
+    assert all(torch.allclose(before[k], after[k], atol=2e-3) for k in before)  # as 16 bits hold them
+    before, after = (getattr(p, learns).state_dict() for p in (small_pipeline, trained))
+    assert any(not torch.allclose(before[k], after[k], atol=2e-3) for k in before)
+    train(replace(config, out=tmp_path / "broken", loop=replace(loop, minutes=1e-9)))
+    train(replace(config, out=tmp_path / "broken"))
+    whole, resumed = (load_file(tmp_path / name / "state.safetensors") for name in ("out", "broken"))
+    assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"phase": "last"}, "phase is 'last'; it must be all, encoder or few-steps"),
+        ({"init": None}, "needs --init"),
+        ({"preset": "sr3-paper"}, "few-steps is not for the paper's"),
+        ({"preset": "sr3-paper", "phase": "encoder"}, "encoder is not for the paper's"),
+        ({"preset": "sr3-large"}, "preset is 'sr3-large'"),
+        ({"few_steps": (0,)}, "numbers from 1 up"),
+        ({"mean_loss": "l2"}, "mean_loss is 'l2'; it must be l1, psnr or psnr-ssim"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(changes, message):
+    config = TrainConfig(Path("none"), Path("none"), init=Path("none"), phase="few-steps")
+    with pytest.raises(ValueError, match=message):
+        train(replace(config, **changes))
 
 
 def test_folders_are_read_and_bad_files_named(tmp_path, tiny, capsys):
