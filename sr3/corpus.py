@@ -31,6 +31,7 @@ LICENCES = {
     "tuxpaint-stamps-default": "GPL-2.0-or-later",
 }
 SMALLEST_TEXTURE = 0.5  # of a picture; of a crop a fifth: in smooth regions noise must be seen through too
+SMALLEST_SIDE = 64  # pixels: a smaller picture teaches and measures nothing
 HALVED = 2_000_000  # pixels from which a picture is halved
 PHOTOGRAPH = 150_000  # bytes from which a file is taken for a photograph; a smaller one for a drawing
 
@@ -175,6 +176,8 @@ def collect(config: CorpusConfig) -> tuple[list[np.ndarray], list[Source], list[
             pixels = sharp(opaque_rgb(read(data, max_pixels=200_000_000).pixels, rng))
         except ImageError as error:
             bad.append(f"{path}: {error}")
+            continue
+        if min(pixels.shape[:2]) < SMALLEST_SIDE:
             continue
         mark = thumbnail(pixels)
         copy = large and seen and np.max(np.stack(seen) @ mark) > 0.97 * mark.size

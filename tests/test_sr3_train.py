@@ -208,6 +208,7 @@ def test_a_corpus_is_packed_with_its_manifest_and_keeps_some_for_evaluation(tmp_
     for i in range(40):
         pixels = np.random.default_rng(i).integers(0, 256, (70, 64, 3), np.uint8)
         Image.fromarray(pixels).save(folder / f"{i}.png")
+    Image.fromarray(pixels[:63]).save(folder / "icon.png")  # too small to be of use
     config = CorpusConfig(tmp_path / "p", (folder,), (), crops=80, size=64, held_out=tmp_path / "kept")
     assert corpus_main(config) == 0
     crops, manifest = load_pack(tmp_path / "p")
