@@ -16,17 +16,21 @@ DTYPES = ("float32", "bfloat16", "float16")
 OFFLOADS = ("none", "model", "sequential")
 
 
+class ModelError(ValueError):
+    """A model that is missing or wrong; its text says how."""
+
+
 def resolve_device(device: str) -> torch.device:
-    """`auto` takes CUDA, then MPS, then the CPU."""
+    """`auto` takes CUDA, then MPS, then the CPU. Raises ModelError for a device that is not there."""
     if device != "auto":
+        try:
+            torch.empty(1, device=device)
+        except (RuntimeError, AssertionError) as error:  # of a torch without CUDA
+            raise ModelError(f"device is {device!r}, which cannot be used: {str(error).splitlines()[0]}") from None
         return torch.device(device)
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-class ModelError(ValueError):
-    """A model that is missing or wrong; its text says how."""
 
 
 def _text_encoders(folder: Path, dtype: torch.dtype) -> dict[str, transformers.PreTrainedModel | None]:

@@ -11,7 +11,9 @@ from typing import Annotated, Literal
 import tyro
 
 from sr3 import memory
-from sr3.images import ImageError, Picture, encode, format_of, read, write
+from sr3.images import ImageError, Picture, check_format, format_of, read, write
+
+SMALLEST_TILE = 32  # a smaller one is mostly overlap
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,8 @@ def check(options: Options) -> Path:
         raise ValueError(f"--steps is {options.steps}; it must be auto, or between 0 and 1000")
     if (options.samples > 1) != (options.uncertainty is not None) or not 1 <= options.samples <= 100:
         raise ValueError(f"--samples is {options.samples}; with --uncertainty it must be 2 to 100, else 1")
-    if options.uncertainty and (options.steps == 0 or not options.uncertainty.parent.is_dir()):
-        raise ValueError(f"--uncertainty {options.uncertainty} needs a folder that exists, and --steps of 1 or more")
-    if options.uncertainty:
-        format_of(options.uncertainty)
+    if options.uncertainty and options.steps == 0:
+        raise ValueError("--uncertainty needs --steps of 1 or more")
     if not 0 <= options.aug_level < 1:
         raise ValueError(f"--aug-level is {options.aug_level}; it must be at least 0 and less than 1")
     if options.consistency is not None and not 0 <= options.consistency <= 100:
@@ -71,10 +71,18 @@ def check(options: Options) -> Path:
         raise ValueError(f"--quality is {options.quality}; it must be between 1 and 100")
     if options.seed is not None and not 0 <= options.seed < 2**63:
         raise ValueError(f"--seed is {options.seed}; it must be between 0 and 2^63 - 1")
+    if options.tile < SMALLEST_TILE:
+        raise ValueError(f"--tile is {options.tile}; it must be at least {SMALLEST_TILE}")
     out = options.out or options.image.with_name(f"{options.image.stem}_x{options.factor}.png")
-    format_of(out)
-    if not out.parent.is_dir():
-        raise ImageError(f"{out.parent} is not a folder")
+    files = [out] if options.uncertainty is None else [out, options.uncertainty]
+    for file in files:
+        format_of(file)
+        if not file.parent.is_dir():
+            raise ImageError(f"{file.parent} is not a folder")
+        if file.is_dir():
+            raise ImageError(f"{file} is a folder")
+    if len({file.resolve() for file in (options.image, *files)}) <= len(files):
+        raise ImageError(f"{out}: the picture and what is written must be different files")
     return out
 
 
@@ -83,6 +91,7 @@ def run(options: Options) -> None:
     out = check(options)
     most = memory.parse_size(options.max_memory) if options.max_memory else None
     picture = read(options.image)
+    check_format(picture, format_of(out), options.factor)
     height, width, _ = picture.pixels.shape
     from diffusers.utils.logging import disable_progress_bar
     from tqdm import tqdm
@@ -101,7 +110,6 @@ def run(options: Options) -> None:
         pipeline = with_scheduler(pipeline, options.scheduler)
     auto = auto_steps(height, width, options.factor, pipeline.device.type)
     steps = max(auto, int(options.samples > 1)) if options.steps == "auto" else options.steps
-    encode(type(picture)(picture.pixels[:1, :1]), format_of(out))  # can this format hold such a picture?
     started = time.perf_counter()
     with tqdm(unit="tile", delay=2, leave=False) as bar:
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import zlib
@@ -23,6 +24,7 @@ WRITTEN = ("PNG", "JPEG", "WEBP", "TIFF")
 LONGEST_SIDE = {"JPEG": 65_535, "WEBP": 16_383}
 SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF"}
 MAX_PIXELS = 100_000_000
+SLACK = 0.1  # beyond [-1, 1] of tensors: what a resize or a decoder overshoots by
 ORIENTATION, EXIF_IFD, GPS_IFD, ICC_TAG = 0x0112, 0x8769, 0x8825, 0x8773  # EXIF and TIFF tags
 STRIP_OFFSETS = 0x0111
 # Description, maker, model, resolution, software, date, artist, host, copyright, and the directories of EXIF and GPS.
@@ -74,7 +76,7 @@ def to_tensor(
     """RGB pictures of one size to float32 (N, 3, H, W) in [-1, 1].
 
     Takes PIL RGB, uint8 or uint16 (H, W, 3), float tensors (N, 3, H, W) or (3, H, W) already in [-1, 1], or a
-    sequence of these. Raises ValueError for other shapes, modes and types.
+    sequence of these. Raises ValueError for other shapes, modes and types, and for tensors of other values.
     """
     import torch
 
@@ -98,6 +100,9 @@ def to_tensor(
     tensor = image if image.ndim == 4 else image[None]
     if tensor.ndim != 4 or tensor.shape[1] != 3 or not tensor.is_floating_point():
         raise ValueError(f"got {image.dtype} {tuple(image.shape)}; it must be floating point (N, 3, H, W) in [-1, 1]")
+    low, high = (float(v) for v in tensor.aminmax()) if tensor.numel() else (0.0, 0.0)
+    if not (low >= -1 - SLACK and high <= 1 + SLACK):  # a NaN fails both comparisons
+        raise ValueError(f"got values of {low:g} to {high:g}; they must be finite and in [-1, 1]")
     return tensor.float()
 
 
@@ -144,10 +149,11 @@ def read(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Picture:
             width, height = file.size
             if width * height > max_pixels:
                 raise TooLarge(f"{name} is {width}x{height}; at most {max_pixels / 1e6:g} megapixels are accepted")
-            if getattr(file, "n_frames", 1) > 1:
+            kind = "JPEG" if file.format == "MPO" else file.format  # a camera's JPEG with its preview behind it
+            if file.format == kind and getattr(file, "n_frames", 1) > 1:
                 raise ImageError(f"{name} is animated or has several pages; one picture is accepted")
             file.load()
-            return replace(_from_pil(file, data, name), format=file.format)
+            return replace(_from_pil(file, data, name), format=kind)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise TooLarge(f"{name} is too large: at most {max_pixels / 1e6:g} megapixels are accepted") from None
     except UnidentifiedImageError:
@@ -171,12 +177,15 @@ def _from_pil(file: Image.Image, data: bytes, name: str) -> Picture:
         if pixels is None or pixels.dtype != np.uint16:
             raise ImageError(f"{name} has pixels of mode {file.mode}; 8 or 16 bits a channel are accepted")
         pixels = pixels[..., None] if pixels.ndim == 2 else pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]
+        if pixels.shape[2] == 1 and "transparency" in file.info:  # which OpenCV leaves out for grey
+            cover = np.where(pixels == file.info["transparency"], 0, 65535)
+            pixels = np.concatenate([pixels, cover.astype(np.uint16)], axis=2)
         return Picture(upright(pixels, orientation), icc, exif.tobytes() if len(exif) else None)
     if file.mode in ("P", "PA"):
         file = file.convert("RGBA" if "transparency" in file.info or file.mode == "PA" else "RGB")
     elif file.mode == "1":
         file = file.convert("L")
-    elif file.mode in ("RGB", "L") and "transparency" in file.info:
+    if file.mode in ("RGB", "L") and "transparency" in file.info:
         file = file.convert("RGBA" if file.mode == "RGB" else "LA")
     elif file.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
         file, icc = file.convert("RGB"), None
@@ -230,8 +239,18 @@ def encode(
     elif format in ("JPEG", "WEBP"):
         options |= {"quality": quality} | ({"xmp": xmp} if xmp else {})
     buffer = io.BytesIO()
-    image.save(buffer, format, **options)
+    try:
+        image.save(buffer, format, **options)
+    except (OSError, ValueError) as error:  # more EXIF than a JPEG holds
+        raise ImageError(f"the picture could not be written as {format}: {error}") from None
     return buffer.getvalue()
+
+
+def check_format(picture: Picture, format: str, factor: int) -> None:
+    """Raises ImageError where `format` cannot hold what the picture, `factor` times as large, has."""
+    if factor * max(picture.pixels.shape[:2]) > LONGEST_SIDE.get(format, 2**31):
+        raise ImageError(f"{format} holds sides of at most {LONGEST_SIDE[format]} pixels; write PNG or TIFF")
+    encode(with_pixels(picture, picture.pixels[:1, :1]), format)
 
 
 def _png_text(text: dict[str, str]) -> PngInfo:
@@ -313,11 +332,19 @@ def read_folder(folder: Path) -> list[Path]:
 
 
 def write(picture: Picture, path: Path, quality: int = 95, text: dict[str, str] | None = None) -> None:
-    """Write a picture in the format of the file's suffix: to a temporary name first, then renamed."""
+    """Write a picture in the format of the file's suffix: to a temporary name first, then renamed.
+
+    Raises ImageError where it cannot be written.
+    """
     data = encode(picture, format_of(path), quality, text)
     temporary = path.with_name(f".{path.name}.part")
-    temporary.write_bytes(data)
-    temporary.replace(path)
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise ImageError(f"{path} cannot be written: {error.strerror}") from None
 
 
 def with_pixels(picture: Picture, pixels: np.ndarray) -> Picture:

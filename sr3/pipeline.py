@@ -241,8 +241,12 @@ class SR3Pipeline(DiffusionPipeline):
 
 
 def resolve_device(device: str) -> torch.device:
-    """`auto` takes CUDA, then MPS, then the CPU."""
+    """`auto` takes CUDA, then MPS, then the CPU. Raises ModelError for a device that is not there."""
     if device != "auto":
+        try:
+            torch.empty(1, device=device)
+        except (RuntimeError, AssertionError) as error:  # of a torch without CUDA
+            raise ModelError(f"device is {device!r}, which cannot be used: {str(error).splitlines()[0]}") from None
         return torch.device(device)
     if torch.cuda.is_available():
         return torch.device("cuda")

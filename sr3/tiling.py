@@ -25,8 +25,11 @@ class Tiling:
 
 def starts(length: int, size: int, overlap: int, multiple: int) -> list[int]:
     """Where tiles of `size` begin along a side of `length`: multiples of `multiple`, neighbours sharing at least
-    `overlap`; the last tile may be shorter. `size` is a multiple of `multiple`."""
+    `overlap`; the last tile may be shorter. `size` is a multiple of `multiple`. Raises ValueError where the tiles would
+    not move on."""
     stride = (size - overlap) // multiple * multiple
+    if stride < 1:
+        raise ValueError(f"tiles of {size} pixels that overlap by {overlap} are too small for steps of {multiple}")
     return list(range(0, max(length - size, 0) + stride, stride))
 
 

@@ -95,13 +95,33 @@ def test_orientation_agrees_with_pillow(orientation, dtype):
     assert np.array_equal(upright(pixels.astype(dtype), orientation), expected)
 
 
+def test_a_cameras_jpeg_with_a_preview_behind_it_is_a_jpeg():
+    image = Image.fromarray(noise(16, 24, 3))
+    data = saved(image, "MPO", save_all=True, append_images=[image.resize((6, 4))])
+    with Image.open(io.BytesIO(data)) as file:
+        assert (file.format, file.n_frames) == ("MPO", 2)
+    picture = read(data)
+    assert picture.format == "JPEG" and picture.consistency(None) == 0
+    assert np.array_equal(picture.pixels, read(saved(image, "JPEG")).pixels)
+
+
+def test_one_grey_that_is_transparent_stays_so_in_one_and_in_sixteen_bits():
+    pixels = noise(9, 11, 1)[..., 0]
+    black = read(saved(Image.fromarray(pixels).convert("1"), transparency=0)).pixels
+    assert black.shape == (9, 11, 2) and np.array_equal(black[..., 0], black[..., 1])
+    deep = read(saved(Image.fromarray(pixels.astype(np.uint16) * 257), transparency=int(pixels[0, 0]) * 257)).pixels
+    assert deep.dtype == np.uint16 and np.array_equal(deep[..., 0], pixels.astype(np.uint16) * 257)
+    assert np.array_equal(deep[..., 1], np.where(pixels == pixels[0, 0], 0, 65535))
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
 def huge_png(width: int, height: int) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*each) for each in chunks)
 
 
 def defects() -> dict[str, tuple[bytes, str]]:
@@ -210,6 +230,12 @@ def test_what_a_tiff_describes_stays_and_its_layout_does_not(dtype):
 def test_too_many_pixels_are_told_from_other_defects():
     with pytest.raises(TooLarge, match=r"at most 6\.3e-05 megapixels"):
         read(saved(Image.new("RGB", (8, 8))), max_pixels=63)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 255.0])
+def test_tensors_that_hold_no_picture_are_refused(value):
+    with pytest.raises(ValueError, match=r"in \[-1, 1\]"):
+        to_tensor(torch.full((1, 3, 8, 8), value))
 
 
 def test_sides_too_long_for_a_format_are_refused():

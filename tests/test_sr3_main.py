@@ -64,7 +64,14 @@ def test_mistakes_are_one_line_and_exit_code_2(model, tmp_path, monkeypatch, cap
     (tmp_path / "text.png").write_text("no picture")
     Image.new("RGB", (16, 16)).save(tmp_path / "ok.png")
     Image.new("RGBA", (16, 16)).save(tmp_path / "clear.png")
-    ok = tmp_path / "ok.png"
+    Image.new("L", (4200, 8)).save(tmp_path / "long.png")
+    exif = Image.Exif()
+    exif[0x010E] = "x" * 70_000
+    Image.new("L", (8, 8)).save(tmp_path / "told.png", exif=exif)
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "link.png").symlink_to(tmp_path / "ok.png")
+    ok, uncertain = tmp_path / "ok.png", ("--samples", 2, "--uncertainty")
+    before = ok.read_bytes()
     cases = [
         ((tmp_path / "text.png",), "is not a picture"),
         ((tmp_path / "none.png",), "No such file"),
@@ -79,6 +86,17 @@ def test_mistakes_are_one_line_and_exit_code_2(model, tmp_path, monkeypatch, cap
         ((ok, "--samples", 3), "with --uncertainty it must be 2 to 100"),
         ((ok, "--uncertainty", tmp_path / "u.png"), "with --uncertainty it must be 2 to 100"),
         ((ok, "--samples", 3, "--uncertainty", tmp_path / "u.png", "--steps", 0), "--steps of 1 or more"),
+        ((ok, *uncertain, tmp_path / "none" / "u.png"), "is not a folder"),
+        ((ok, *uncertain, tmp_path / "ok_x4.png"), "must be different files"),
+        ((ok, *uncertain, ok), "must be different files"),
+        ((ok, "-o", tmp_path / "link.png"), "must be different files"),
+        ((ok, "-o", tmp_path / "folder.png"), "is a folder"),
+        ((ok, "-o", tmp_path / f"{'n' * 250}.png", "--steps", 0), "cannot be written: File name too long"),
+        ((ok, "--tile", 1), "--tile is 1; it must be at least 32"),
+        ((ok, "--device", "tpu"), "device is 'tpu', which cannot be used"),
+        ((ok, "--device", "mps"), "device is 'mps', which cannot be used"),
+        ((tmp_path / "long.png", "-o", tmp_path / "long.webp"), "WEBP holds sides of at most 16383"),
+        ((tmp_path / "told.png", "-o", tmp_path / "told.jpg"), "could not be written as JPEG: EXIF data is too long"),
     ]
     for arguments, message in cases:
         model_given = () if "--model" in arguments else ("--model", model)
@@ -86,4 +104,5 @@ def test_mistakes_are_one_line_and_exit_code_2(model, tmp_path, monkeypatch, cap
         assert main() == 2, arguments
         error = capsys.readouterr().err
         assert len(error.splitlines()) == 1 and error.startswith("sr3: ") and message in error, error
+    assert ok.read_bytes() == before and not [*tmp_path.glob(".*")]
     assert run(ok, "--nonsense").returncode == 2

@@ -55,3 +55,8 @@ def test_every_tile_is_reported():
 def test_an_overlap_that_leaves_nothing_is_refused():
     with pytest.raises(ValueError, match="larger than twice the overlap"):
         Tiling(16, 8)
+
+
+def test_tiles_that_would_not_move_on_are_refused():
+    with pytest.raises(ValueError, match="tiles of 0 pixels that overlap by 0 are too small for steps of 4"):
+        evaluate(lambda t: [t], [torch.ones(1, 1, 8, 8)], Tiling(3, 0), 4)
