@@ -203,20 +203,29 @@ def keep(pixels: np.ndarray, path: Path) -> None:
     cv2.imwrite(str(path), pixels[top : top + height, left : left + width, ::-1])
 
 
-def main(config: CorpusConfig) -> int:
+def build(config: CorpusConfig) -> None:
+    """Write the pack. Raises ValueError for files that cannot be read and where no crop is left."""
+    if min(config.crops, config.size) < 1:
+        raise ValueError(f"crops is {config.crops} and size {config.size}; both must be 1 or more")
     crops, sources, bad = collect(config)
     for line in bad:
         print(line, file=sys.stderr)
     if bad and not config.skip_bad:
-        print(f"{len(bad)} files could not be read; --skip-bad goes on without them", file=sys.stderr)
-        return 2
+        raise ValueError(f"{len(bad)} files could not be read; --skip-bad goes on without them")
     if not crops:
-        print("no picture with texture found", file=sys.stderr)
-        return 2
+        raise ValueError("no picture with texture found")
     order = np.random.default_rng(config.seed).permutation(len(crops))
     save_pack(config.pack, np.stack([crops[i] for i in order]), manifest(sources))
     kept = sum(s.held_out for s in sources)
     print(f"{config.pack}: {len(crops)} crops of {len(sources) - kept} pictures; {kept} pictures held out")
+
+
+def main(config: CorpusConfig) -> int:
+    try:
+        build(config)
+    except (ValueError, OSError, RuntimeError, subprocess.CalledProcessError) as error:
+        print(f"sr3.corpus: {error}", file=sys.stderr)
+        return 2
     return 0
 
 
@@ -227,4 +236,4 @@ def manifest(sources: Sequence[Source]) -> list[dict[str, object]]:
 if __name__ == "__main__":
     import tyro
 
-    sys.exit(main(tyro.cli(CorpusConfig, description=__doc__)))
+    sys.exit(main(tyro.cli(CorpusConfig, prog="python -m sr3.corpus", description=__doc__)))

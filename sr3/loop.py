@@ -4,6 +4,7 @@ cosine learning rate, one or many devices."""
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -98,18 +99,29 @@ class State:
         temporary.rename(path)
 
     def load(self, path: Path) -> None:
-        with safe_open(str(path), framework="pt") as file, torch.no_grad():
-            self.step = json.loads((file.metadata() or {})["step"])
-            keys = set(file.keys())
-            for i, weight in enumerate(self.parameters):
-                weight.copy_(file.get_tensor(f"{i}.weight"))
-                self.averaged[i].copy_(file.get_tensor(f"{i}.averaged"))
-                names = [k for k in ("exp_avg", "exp_avg_sq", "step") if f"{i}.{k}" in keys]
-                if names:
-                    self.optimizer.state[weight] = {k: _like(file.get_tensor(f"{i}.{k}"), weight) for k in names}
-            for name, value in self.model.named_buffers():
-                if f"buffer.{name}" in keys:
-                    value.copy_(file.get_tensor(f"buffer.{name}"))
+        """Go on from what `save` wrote. Raises ValueError for the state of another training, and for a broken file."""
+        try:
+            with safe_open(str(path), framework="pt") as file, torch.no_grad():
+                self._fill(file, path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is no state of a training: {error}") from None
+
+    def _fill(self, file: Any, path: Path) -> None:
+        keys = set(file.keys())
+        weights = range(sum(key.endswith(".weight") and key[0].isdigit() for key in keys))
+        shapes = [tuple(file.get_slice(f"{i}.weight").get_shape()) for i in weights]
+        if shapes != [tuple(p.shape) for p in self.parameters]:
+            raise ValueError(f"{path} is the state of other networks or of another phase; give another folder to write")
+        self.step = json.loads((file.metadata() or {})["step"])
+        for i, weight in enumerate(self.parameters):
+            weight.copy_(file.get_tensor(f"{i}.weight"))
+            self.averaged[i].copy_(file.get_tensor(f"{i}.averaged"))
+            names = [k for k in ("exp_avg", "exp_avg_sq", "step") if f"{i}.{k}" in keys]
+            if names:
+                self.optimizer.state[weight] = {k: _like(file.get_tensor(f"{i}.{k}"), weight) for k in names}
+        for name, value in self.model.named_buffers():
+            if f"buffer.{name}" in keys:
+                value.copy_(file.get_tensor(f"buffer.{name}"))
 
 
 def _like(moment: Tensor, weight: Tensor) -> Tensor:
@@ -129,7 +141,11 @@ def fit(
     `loss(model, step, rows)` computes the loss of one step for the samples `rows` of its batch; everything random
     in it must follow from the step, so that an interrupted training equals an uninterrupted one. `on_save(step)`
     is called with the averaged weights in the model, and returns sample images (3, H, W) in [0, 1] by name.
+    Raises ValueError for numbers below 1 in `config`, and where OUT holds the state of other networks.
     """
+    for name in ("steps", "batch_size", "save_every", "log_every"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"loop.{name} is {getattr(config, name)}; it must be 1 or more")
     if config.threads:
         torch.set_num_threads(config.threads)
     out.mkdir(parents=True, exist_ok=True)
@@ -137,6 +153,7 @@ def fit(
     state = State(model, config)
     if state_path.exists():
         state.load(state_path)
+        print(f"{state_path}: goes on from step {state.step} of {config.steps}", file=sys.stderr)
     run, backward, rank, world = _prepare(model, config)
     share = config.batch_size // world
     rows = slice(rank * share, (rank + 1) * share)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from sr3.data import Mix, draw_record, load_pack, make_sample
 from sr3.loop import LoopConfig, fit, generator
 from sr3.model import SCALE, LowResEncoder, SR3UNet
-from sr3.pipeline import SR3Pipeline, resolve_device
+from sr3.pipeline import SR3Pipeline, load, resolve_device
 from sr3.presets import PRESETS, Preset, build, save
 from sr3.process import (
     add_noise,
@@ -142,6 +142,8 @@ def check(config: TrainConfig) -> Preset:
         raise ValueError(f"the phase {config.phase} is not for the paper's presets")
     if not config.few_steps or min(config.few_steps) < 1:
         raise ValueError("few_steps must be numbers from 1 up")
+    if config.crop_size < 32 or config.crop_size % 32:
+        raise ValueError(f"crop_size is {config.crop_size}; it must be a multiple of 32")
     return PRESETS[config.preset]
 
 
@@ -181,10 +183,12 @@ def train(config: TrainConfig) -> SR3Pipeline:
     """
     preset = check(config)
     crops = read_data(config)
+    if crops.shape[1] < config.crop_size:
+        raise ValueError(f"{config.data} has crops of {crops.shape[1]} pixels; crop_size is {config.crop_size}")
     device = resolve_device(config.loop.device)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        pipeline = SR3Pipeline.from_pretrained(config.init, dtype=torch.float32) if config.init else build(preset)
+        pipeline = load(config.init, "cpu", "float32") if config.init else build(preset)
     pipeline.encoder.requires_grad_(config.phase != "few-steps")
     model = Cascade(pipeline.encoder, None if config.phase == "encoder" else pipeline.unet).to(device)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -219,28 +223,31 @@ def train(config: TrainConfig) -> SR3Pipeline:
 
     fit(model, loss, config.loop, config.out, on_save)
     pool.shutdown()
-    return SR3Pipeline.from_pretrained(config.out / "pipeline", dtype=torch.float32)
+    return load(config.out / "pipeline", "cpu", "float32")
 
 
 def from_json(path: Path) -> TrainConfig:
-    """A configuration from a file, for machines without tyro. Unknown keys are errors."""
-    values = json.loads(path.read_text())
-    values = {k: Path(v) if k in ("data", "out", "init") and v is not None else v for k, v in values.items()}
+    """A configuration from a file, for machines without tyro. Raises ValueError for unknown keys and broken files."""
     nested = {"mix": Mix, "loop": LoopConfig}
-    values = {k: tuple(v) if k == "few_steps" else v for k, v in values.items()}
-    return TrainConfig(**{k: nested[k](**v) if k in nested else v for k, v in values.items()})
+    try:
+        values = json.loads(path.read_text())
+        values = {k: Path(v) if k in ("data", "out", "init") and v is not None else v for k, v in values.items()}
+        values = {k: tuple(v) if k == "few_steps" else v for k, v in values.items()}
+        return TrainConfig(**{k: nested[k](**v) if k in nested else v for k, v in values.items()})
+    except (TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path} is no configuration: {error}") from None
 
 
 def main() -> int:
-    if len(sys.argv) == 3 and sys.argv[1] == "--config":
-        config = from_json(Path(sys.argv[2]))
-    else:
-        import tyro
-
-        config = tyro.cli(TrainConfig, description=__doc__)
     try:
+        if len(sys.argv) == 3 and sys.argv[1] == "--config":
+            config = from_json(Path(sys.argv[2]))
+        else:
+            import tyro
+
+            config = tyro.cli(TrainConfig, prog="python -m sr3.train", description=__doc__)
         train(config)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"sr3.train: {error}", file=sys.stderr)
         return 2
     return 0

@@ -182,6 +182,7 @@ def test_a_phase_trains_one_network_and_leaves_the_other(
         ({"preset": "sr3-large"}, "preset is 'sr3-large'"),
         ({"few_steps": (0,)}, "numbers from 1 up"),
         ({"mean_loss": "l2"}, "mean_loss is 'l2'; it must be l1, psnr or psnr-ssim"),
+        ({"crop_size": 100}, "crop_size is 100; it must be a multiple of 32"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(changes, message):
@@ -220,6 +221,28 @@ def test_a_corpus_is_packed_with_its_manifest_and_keeps_some_for_evaluation(tmp_
     assert len(again) == len(crops)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"folders": (Path("none"),)}, "none is not a folder"),
+        ({"size": 0}, "size 0; both must be 1 or more"),
+        ({"crops": -5}, "crops is -5"),
+        ({"pack": Path("file/pack")}, "File exists"),
+    ],
+)
+def test_mistakes_of_the_corpus_are_one_line_and_exit_code_2(changes, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    Path("pictures").mkdir()
+    for i in range(3):
+        pixels = np.random.default_rng(i).integers(0, 256, (64, 64, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "pictures" / f"{i}.png")
+    config = CorpusConfig(Path("pack"), (Path("pictures"),), (), size=32)
+    assert corpus_main(replace(config, **changes)) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("sr3.corpus: ") and message in error
+
+
 def test_a_folder_without_pictures_is_one_line_and_exit_code_2(tmp_path):
     (tmp_path / "empty").mkdir()
     command = [sys.executable, "-m", "sr3.train", "--data", tmp_path / "empty", "--out", tmp_path / "out"]
@@ -234,8 +257,43 @@ def test_a_configuration_file_needs_no_command_line_library(pack, tmp_path):
     config = from_json(tmp_path / "c.json")
     assert config.loop.steps == 7 and config.mix.bsr == 0.5 and config.data == pack
     (tmp_path / "c.json").write_text(json.dumps({**values, "nonsense": 1}))
-    with pytest.raises(TypeError, match="nonsense"):
+    with pytest.raises(ValueError, match=r"c\.json is no configuration.*nonsense"):
         from_json(tmp_path / "c.json")
+
+
+def test_the_state_of_another_training_is_refused(pack, tmp_path, tiny):
+    config = TrainConfig(pack, tmp_path / "out", crop_size=32, loop=replace(LOOP, steps=1))
+    train(config)
+    before = (tmp_path / "out" / "state.safetensors").read_bytes()
+    with pytest.raises(ValueError, match=r"state\.safetensors is the state of other networks or of another phase"):
+        train(replace(config, phase="encoder"))
+    assert (tmp_path / "out" / "state.safetensors").read_bytes() == before
+    (tmp_path / "out" / "state.safetensors").write_bytes(before[:1000])
+    with pytest.raises(ValueError, match=r"state\.safetensors is no state of a training"):
+        train(config)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config", "none.json"], "No such file"),
+        (["--config", "broken.json"], "broken.json is no configuration"),
+        (["--data", "none.safetensors", "--out", "out"], "No such file"),
+        (["--data", "PACK", "--out", "out"], "has crops of 48 pixels; crop_size is 128"),
+        (["--data", "PACK", "--out", "broken.json", "--crop-size", "32"], "File exists"),
+        (["--data", "PACK", "--out", "out", "--crop-size", "32", "--init", "a/typo"], "a/typo is not an SR3 pipeline"),
+        (["--data", "PACK", "--out", "out", "--crop-size", "32", "--loop.batch-size", "0"], "batch_size is 0"),
+        (["--data", "PACK", "--out", "out", "--crop-size", "32", "--loop.device", "tpu"], "device is 'tpu'"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(arguments, message, pack, tmp_path, tiny, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("broken.json").write_text("{")
+    small = [] if "--crop-size" not in arguments else ["--loop.steps", "1"]
+    monkeypatch.setattr(sys, "argv", ["train", *(str(pack) if a == "PACK" else a for a in arguments), *small])
+    assert sr3.train.main() == 2
+    error = capsys.readouterr().err.strip()
+    assert len(error.splitlines()) == 1 and error.startswith("sr3.train: ") and message in error
 
 
 def test_batches_do_not_depend_on_how_they_are_shared(pack):
