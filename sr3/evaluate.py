@@ -14,12 +14,12 @@ import torch
 
 from degradation import PRESETS, crop_to_multiple, degrade
 from sr3 import reference, sets
-from sr3.images import ImageError, read, read_folder
+from sr3.images import ImageError, format_of, read, read_folder
 from sr3.metrics import consistency, ms_ssim, psnr, ssim, ssimulacra2
 from sr3.model import SCALE
 from sr3.peers import Upscaler, peer
 from sr3.perceptual import distances
-from sr3.pipeline import CONSISTENCY, SR3Pipeline, load
+from sr3.pipeline import CONSISTENCY, SMALLEST_SIDE, SR3Pipeline, load
 from sr3.report import peak_memory, table, write_sheet
 from sr3.schedulers import with_scheduler
 
@@ -74,6 +74,23 @@ class Pair(NamedTuple):
     """uint8 (4h, 4w, 3)."""
 
 
+def check(config: EvaluateConfig) -> None:
+    """Raises ValueError for what would fail only after the work, or leave out without a word."""
+    if not config.steps or min(config.steps) < 0:
+        raise ValueError("--steps must be numbers from 0 up")
+    if config.limit is not None and config.limit < 1:
+        raise ValueError(f"--limit is {config.limit}; it must be 1 or more")
+    if config.max_side < SCALE * SMALLEST_SIDE:
+        raise ValueError(f"--max-side is {config.max_side}; it must be at least {SCALE * SMALLEST_SIDE}")
+    if config.networks and not config.networks.is_dir():
+        raise ValueError(f"{config.networks} is not a folder")
+    for file in (config.sheet, config.out, config.markdown):
+        if file and (file.is_dir() or not file.parent.is_dir()):
+            raise ValueError(f"{file} could not be written: it must be a file in a folder that exists")
+    if config.sheet:
+        format_of(config.sheet)
+
+
 def rgb(path: Path) -> np.ndarray:
     pixels = read(path).pixels
     if pixels.dtype != np.uint8 or pixels.shape[2] != 3:
@@ -101,7 +118,10 @@ def pairs(config: EvaluateConfig) -> list[Pair]:
     that do not fit."""
     if config.degradation not in PRESETS:
         raise ValueError(f"degradation is {config.degradation!r}; it must be one of {', '.join(PRESETS)}")
-    known = {p.stem: p for p in read_folder(config.low_res)} if config.low_res else {}
+    files = read_folder(config.low_res) if config.low_res else []
+    known = {p.stem: p for p in files}
+    if len(known) < len(files):
+        raise ImageError(f"{config.low_res} holds several pictures of one name")
     made = []
     for index, path in enumerate([p for p in read_folder(config.data) if config.match in p.name][: config.limit]):
         original = rgb(path)
@@ -118,10 +138,16 @@ def pairs(config: EvaluateConfig) -> list[Pair]:
             rng = np.random.default_rng([config.seed, index])
             degraded, _ = degrade(original.astype(np.float32) / 255, rng, config.degradation)
             low_res = np.round(degraded * 255).astype(np.uint8)
-        made.append(Pair(path.name, low_res, original))
+        made.append(Pair(path.relative_to(config.data).as_posix(), low_res, original))
     if not made:
         raise ValueError(f"no picture in {config.data} has {config.match!r} in its name")
     return made
+
+
+def short_names(peers: Sequence[str]) -> dict[str, str]:
+    """Peers by the last part of their path, or by the whole where two would be called the same."""
+    last = [Path(p).name for p in peers]
+    return {name if last.count(name) == 1 else whole: whole for name, whole in zip(last, peers, strict=True)}
 
 
 def upscalers(pipeline: SR3Pipeline, config: EvaluateConfig) -> dict[str, Upscaler]:
@@ -139,7 +165,7 @@ def upscalers(pipeline: SR3Pipeline, config: EvaluateConfig) -> dict[str, Upscal
 
     sampled = {f", {name}": with_scheduler(pipeline, name) for name in config.schedulers} or {"": pipeline}
     named = {f"sr3, {n} steps{name}": at(p, n) for name, p in sampled.items() for n in config.steps}
-    return {Path(n).name: peer(n, pipeline, config.device, config.seed) for n in config.peers} | named
+    return {n: peer(p, pipeline, config.device, config.seed) for n, p in short_names(config.peers).items()} | named
 
 
 def measures(networks: Path | None) -> dict[str, Callable[[Pair, np.ndarray], float | None]]:
@@ -177,6 +203,7 @@ def of_sets(originals: Sequence[np.ndarray], results: Sequence[np.ndarray], netw
 
 def evaluate(config: EvaluateConfig) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, dict[str, float]]]]:
     """Mean of each measure over the pictures, by upscaler; and each picture's values, by upscaler and name."""
+    check(config)
     pictures = pairs(config)
     pipeline = load(config.model, config.device)
     pipeline.set_progress_bar_config(disable=True)
@@ -223,15 +250,15 @@ def main() -> int:
     config = tyro.cli(EvaluateConfig, prog="python -m sr3.evaluate", description=__doc__)
     try:
         results, values = evaluate(config)
-    except ValueError as error:
+        print(table(results))
+        if config.markdown:
+            config.markdown.write_text(table(results) + "\n")
+        if config.out:
+            settings = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()}
+            config.out.write_text(json.dumps({"settings": settings, "mean": results, "pictures": values}, indent=1))
+    except (ValueError, OSError) as error:
         print(f"sr3.evaluate: {error}", file=sys.stderr)
         return 2
-    print(table(results))
-    if config.markdown:
-        config.markdown.write_text(table(results) + "\n")
-    if config.out:
-        settings = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()}
-        config.out.write_text(json.dumps({"settings": settings, "mean": results, "pictures": values}, indent=1))
     return 0
 
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from sr3 import reference
-from sr3.evaluate import EvaluateConfig, evaluate, main, measures, pairs
+from sr3.evaluate import EvaluateConfig, evaluate, main, measures, pairs, short_names
 from sr3.images import read
 from sr3.peers import PeerError, lanczos, peer, realesrgan_ncnn, realesrgan_network
 from sr3.report import busiest, table
@@ -91,6 +91,22 @@ def test_paired_folders_give_the_same_as_making_them(data, tmp_path):
         pairs(replace(config, low_res=tmp_path))
 
 
+def test_pictures_and_peers_of_one_name_are_told_apart(model, tmp_path):
+    for i, name in enumerate(("a", "b")):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        Image.fromarray(soft(i)).save(tmp_path / "data" / name / "1.png")
+    config = EvaluateConfig(tmp_path / "data", model=model, steps=(0,), device="cpu")
+    means, values = evaluate(config)
+    each = [scores["PSNR"] for scores in values["bicubic"].values()]
+    assert list(values["bicubic"]) == ["a/1.png", "b/1.png"]
+    assert each[0] != each[1] and means["bicubic"]["PSNR"] == pytest.approx(np.mean(each))
+    with pytest.raises(ValueError, match="holds several pictures of one name"):
+        pairs(replace(config, low_res=tmp_path / "data"))
+    assert short_names(("bicubic", "x/net", "y/p", "z/p")) == {k: k for k in ("bicubic", "y/p", "z/p")} | {
+        "net": "x/net"
+    }
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -98,6 +114,13 @@ def test_paired_folders_give_the_same_as_making_them(data, tmp_path):
         (["--degradation", "fog"], "degradation is 'fog'"),
         (["--match", "none"], "has 'none' in its name"),
         (["--sheet", "/nowhere/a.png"], "could not be written"),
+        (["--sheet", "a.gif"], "use one of .png"),
+        (["--out", "/nowhere/a.json"], "/nowhere/a.json could not be written"),
+        (["--markdown", "/"], "/ could not be written"),
+        (["--networks", "/nowhere"], "/nowhere is not a folder"),
+        (["--limit", "0"], "--limit is 0; it must be 1 or more"),
+        (["--max-side", "20"], "--max-side is 20; it must be at least 32"),
+        (["--steps", "-1"], "--steps must be numbers from 0 up"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(model, data, arguments, message, monkeypatch, capsys):
