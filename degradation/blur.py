@@ -9,13 +9,14 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+_LARGEST_SIZE = 1001  # taps
 _SMALLEST_SIGMA = 1e-6  # pixels; below it the kernel is one tap anyway
 
 
 def gaussian_taps(sigma: float, size: int, centre: float = 0.0) -> np.ndarray:
     """One-dimensional Gaussian, float64 (size,), sum 1, its peak ``centre`` pixels from the middle tap.
 
-    Raises ValueError for an even size or a negative sigma.
+    Raises ValueError for an even or too large size or a negative sigma.
     """
     _check(size, sigma)
     offsets = np.arange(size) - size // 2 - centre
@@ -28,7 +29,7 @@ def gaussian_kernel(sigma_x: float, sigma_y: float, angle: float, size: int) -> 
     """Gaussian with covariance R diag(sigma_x², sigma_y²) Rᵀ, float64 (size, size), sum 1.
 
     R turns the x axis (columns) by ``angle`` radians towards the y axis (rows, downwards).
-    Source: arXiv 2103.14006, section 3.2. Raises ValueError for an even size or a negative sigma.
+    Source: arXiv 2103.14006, section 3.2. Raises ValueError for an even or too large size or a negative sigma.
     """
     _check(size, sigma_x, sigma_y)
     along = np.arange(size) - size // 2
@@ -71,7 +72,9 @@ def sharpen(image: np.ndarray, weight: float = 0.5, radius: int = 51, threshold:
 
 
 def _check(size: int, *sigmas: float) -> None:
-    if size < 1 or size % 2 == 0:
-        raise ValueError(f"a kernel's size must be odd, so that it does not shift the image; got {size}")
+    if not 1 <= size <= _LARGEST_SIZE or size % 2 == 0:
+        raise ValueError(
+            f"a kernel's size must be odd, so that it does not shift the image, and at most {_LARGEST_SIZE}; got {size}"
+        )
     if not all(np.isfinite(sigma) and sigma >= 0 for sigma in sigmas):
         raise ValueError(f"a blur's sigma must be a finite number ≥ 0, got {sigmas}")

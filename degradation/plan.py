@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -232,7 +233,7 @@ def _checked(op: str, field: dataclasses.Field, value: Any) -> Any:
     elif annotation == "int":
         good = isinstance(value, int) and not isinstance(value, bool)
     elif annotation == "float":
-        good = isinstance(value, int | float) and not isinstance(value, bool)
+        good = _is_number(value)
     elif annotation.startswith("Matrix3"):
         good = (value is None and "None" in annotation) or _is_matrix(value)
         value = tuple(tuple(row) for row in value) if good and value is not None else value
@@ -245,4 +246,9 @@ def _checked(op: str, field: dataclasses.Field, value: Any) -> Any:
 
 def _is_matrix(value: Any) -> bool:
     rows = isinstance(value, list | tuple) and len(value) == 3
-    return rows and all(isinstance(r, list | tuple) and len(r) == 3 for r in value)
+    return rows and all(isinstance(r, list | tuple) and len(r) == 3 and all(map(_is_number, r)) for r in value)
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a finite number: JSON as Python reads it has NaN and Infinity too."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

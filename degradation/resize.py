@@ -12,6 +12,7 @@ from PIL import Image
 
 from degradation.blur import gaussian_taps
 
+_MOST_PIXELS = 2**27  # 1.6 GB of float32
 _CV2 = {"linear": cv2.INTER_LINEAR, "cubic": cv2.INTER_CUBIC, "area": cv2.INTER_AREA}
 
 
@@ -21,9 +22,9 @@ def resize(image: np.ndarray, height: int, width: int, interpolation: str = "bic
     "linear" and "cubic" (a = −0.75) read only the nearest 2 × 2 and 4 × 4 pixels, so they alias when
     they shrink, as in the paper; "area" averages; "bicubic" is the antialiased one (a = −0.5, the
     kernel stretched by the scale) of MATLAB and Pillow. Raises ValueError for an unknown method or a
-    size under 1.
+    size under 1 or over 2²⁷ pixels.
     """
-    if height < 1 or width < 1:
+    if height < 1 or width < 1 or height * width > _MOST_PIXELS:
         raise ValueError(f"cannot resize to {height}×{width} pixels")
     if interpolation == "bicubic":
         return np.clip(_bicubic(image, height, width), 0, 1)

@@ -168,6 +168,7 @@ BAD = [
     (["photo.jpg", "--op", "melt"], "melt"),
     (["photo.jpg", "--op", "blur:sigma=2,size=6"], "odd"),
     (["photo.jpg", "--op", "jpeg:quality=200"], "200"),
+    (["photo.jpg", "--op", "gaussian_noise:level=nan"], "got nan"),
     (["photo.jpg", "--op", "blur:sigma=1", "--replay", "x.json"], "exclude"),
     (["--replay", "missing.json"], "missing.json"),
     (["--replay", "text.json"], "text.json"),

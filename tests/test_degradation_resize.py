@@ -84,6 +84,8 @@ def test_what_cannot_be_done_is_refused():
         resize(image, 4, 4, "lanczos")
     with pytest.raises(ValueError, match="0×4"):
         resize(image, 0, 4)
+    with pytest.raises(ValueError, match="100000×100000"):
+        resize(image, 100_000, 100_000)
     with pytest.raises(ValueError, match="not a multiple"):
         decimate(image, 4, 1.0)
 
@@ -93,3 +95,5 @@ def test_gaussian_kernel_of_the_decimation_has_no_even_size():
         decimate(textured(0, 16, 16), 4, 1.0, size=24)
     with pytest.raises(ValueError, match="odd"):
         gaussian_kernel(1, 1, 0, 6)
+    with pytest.raises(ValueError, match="at most 1001"):
+        gaussian_kernel(1, 1, 0, 100_001)
