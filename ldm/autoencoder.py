@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ldm.captions import Drawing
 from ldm.data import load_pack, place, sample_placement
 from ldm.loading import resolve_device
-from ldm.models import build_autoencoder
+from ldm.models import build_autoencoder, load_autoencoder
 from sr3.loop import fit, generator
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def train_autoencoder(config: "AutoencoderConfig") -> None:
         torch.manual_seed(config.seed)
         autoencoder = build_autoencoder(pictures.shape[1], config.latent_channels)
     if config.init:
-        autoencoder = AutoencoderKL.from_pretrained(config.init, dtype=torch.float32)
+        autoencoder = load_autoencoder(config.init)
     autoencoder.set_attn_processor(AttnProcessor())
     # contiguous: group norm's backward is slow on channels-last
     model = Autoencoding(autoencoder, config.decoder_only).to(device)

@@ -194,20 +194,30 @@ def write_folder(folder: Path, config: CorpusConfig, manifest: list[dict[str, st
     return number
 
 
-def main(config: CorpusConfig) -> int:
+def build(config: CorpusConfig) -> None:
+    """Write what is asked for. Raises RuntimeError as `fetch` does, and ValueError where nothing is."""
     cache = config.cache.expanduser()
     if config.pack is None and config.render is None:
-        print("nothing to do: give --pack FILE, --render FOLDER, or both", file=sys.stderr)
-        return 2
+        raise ValueError("nothing to do: give --pack FILE, --render FOLDER, or both")
+    if config.size < 1:
+        raise ValueError(f"size is {config.size}; it must be 1 or more")
     manifest = [fetch(package, version, cache)[1] for package, version in VERSIONS.items()]
     if config.render:
         print(f"{config.render}: {write_folder(config.render, config, manifest)} drawings")
     if config.pack is None:
-        return 0
+        return
     records, pictures = zip(*drawings(cache, config.size, config.everyday_only), strict=True)
     save_pack(config.pack, np.stack(pictures), list(records), manifest)
     everyday = sum(r.everyday for r in records)
     print(f"{config.pack}: {len(records)} drawings, {everyday} of everyday names, {len(STYLES)} styles")
+
+
+def main(config: CorpusConfig) -> int:
+    try:
+        build(config)
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"ldm.corpus: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -17,7 +17,15 @@ from ldm.autoencoder import encode_all
 from ldm.captions import Drawing, caption
 from ldm.data import Placement, load_pack, place, sample_placement
 from ldm.loading import resolve_device
-from ldm.models import NOISE_SCHEDULE, assemble, build_text_encoder, build_unet, save, train_tokenizer
+from ldm.models import (
+    NOISE_SCHEDULE,
+    assemble,
+    build_text_encoder,
+    build_unet,
+    load_autoencoder,
+    save,
+    train_tokenizer,
+)
 from sr3.loop import fit, generator
 
 if TYPE_CHECKING:
@@ -133,7 +141,7 @@ def starting_pipeline(
     """The pipeline to train: of `config.init` with this autoencoder, or new."""
     if config.init:
         return StableDiffusionPipeline.from_pretrained(
-            config.init, vae=autoencoder, dtype=torch.float32, local_files_only=True
+            config.init, vae=autoencoder, dtype=torch.float32, use_safetensors=True, local_files_only=True
         )
     tokenizer = train_tokenizer(samples.all_captions())
     with torch.random.fork_rng():
@@ -157,7 +165,7 @@ def train_diffusion(config: "DiffusionConfig") -> None:
     device = resolve_device(config.loop.device)
     if config.loop.threads:
         torch.set_num_threads(config.loop.threads)
-    autoencoder = AutoencoderKL.from_pretrained(config.autoencoder, dtype=torch.float32).eval().to(device)
+    autoencoder = load_autoencoder(config.autoencoder).eval().to(device)
     samples = Samples(config, autoencoder)
     print(
         f"{len(samples.records)} drawings, {len(samples.latents)} latents, std {samples.latents.std():.3f}",

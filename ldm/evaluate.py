@@ -142,6 +142,19 @@ def measure(
     return results, made
 
 
+def check(config: EvaluateConfig) -> None:
+    """Raises ValueError for what would fail only after the work."""
+    for name in ("steps", "prompts", "number", "batch"):
+        value = getattr(config, name)
+        if not value or np.min(value) < 1:
+            raise ValueError(f"{name} is {value}; it must be 1 or more")
+    for file in (config.sheet, config.out):
+        if file and (file.is_dir() or not file.parent.is_dir()):
+            raise ValueError(f"{file} could not be written: it must be a file in a folder that exists")
+    if config.sheet and config.sheet.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise ValueError(f"{config.sheet}: a sheet is a .png, .jpg or .webp file")
+
+
 def read_sets(config: EvaluateConfig) -> tuple[dict[str, Prompts], Judge | None]:
     """The prompts to draw, by the name of their set. Raises ValueError where the configuration names none."""
     if (config.pack is None) == (config.reference is None):
@@ -168,7 +181,8 @@ def write_sheet(path: Path, pictures: np.ndarray) -> None:
     import cv2
 
     rows = [np.concatenate(list(pictures[i : i + 8]), axis=1) for i in range(0, len(pictures) // 8 * 8, 8)]
-    cv2.imwrite(str(path), np.concatenate(rows or [pictures[0]])[..., ::-1])
+    if not cv2.imwrite(str(path), np.concatenate(rows or [pictures[0]])[..., ::-1]):
+        raise ValueError(f"{path} could not be written")
 
 
 def table(results: dict[str, dict[str, float]]) -> str:
@@ -181,6 +195,7 @@ def table(results: dict[str, dict[str, float]]) -> str:
 
 def main(config: EvaluateConfig) -> int:
     try:
+        check(config)
         sets, judge = read_sets(config)
         shared = load(config.model, config.device, allow_download=config.allow_download)
         results: dict[str, dict[str, float]] = {}
@@ -188,14 +203,14 @@ def main(config: EvaluateConfig) -> int:
             for steps in config.steps:
                 label = f"{name or type(shared.scheduler).__name__.removesuffix('Scheduler')}, {steps} steps"
                 results[label], made = measure(with_scheduler(shared, name), sets, judge, steps, config)
+        print(table(results))
+        if config.sheet:
+            write_sheet(config.sheet, made[:64])
+        if config.out:
+            config.out.write_text(json.dumps(results, indent=1))
     except (ValueError, OSError) as error:
-        print(f"ldm.evaluate: {error}", file=sys.stderr)
+        print(f"ldm.evaluate: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    print(table(results))
-    if config.sheet:
-        write_sheet(config.sheet, made[:64])
-    if config.out:
-        config.out.write_text(json.dumps(results, indent=1))
     return 0
 
 

@@ -47,6 +47,13 @@ def build_autoencoder(size: int = 64, latent_channels: int = 12) -> AutoencoderK
     return autoencoder
 
 
+def load_autoencoder(folder: Path) -> AutoencoderKL:
+    """A `vae` directory in float32; only safetensors are read. Raises ValueError where there is none."""
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} is no autoencoder: it has no config.json")
+    return AutoencoderKL.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, local_files_only=True)
+
+
 def build_unet(size: int = 8, latent_channels: int = 12) -> UNet2DConditionModel:
     """Noisy latents (N, latent_channels, size, size), a timestep and text (N, TEXT_LENGTH, TEXT_WIDTH) to v."""
     return UNet2DConditionModel(

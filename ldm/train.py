@@ -99,13 +99,19 @@ class FinetuneConfig:
 
 
 def _from_json(path: Path) -> AutoencoderConfig | DiffusionConfig:
-    """A configuration from a file, for machines without tyro. Unknown keys are errors."""
-    values = json.loads(path.read_text())
-    kind = {"autoencoder": AutoencoderConfig, "diffusion": DiffusionConfig}[values.pop("stage")]
+    """A configuration from a file, for machines without tyro. Raises ValueError for unknown keys and broken files."""
+    kinds: Any = {"autoencoder": AutoencoderConfig, "diffusion": DiffusionConfig}
     paths = {"pack", "out", "autoencoder", "init"}
-    values = {k: Path(v) if k in paths and v is not None else v for k, v in values.items()}
-    defaults = kind(**{k: values[k] for k in values if k != "loop"})
-    return dataclasses.replace(defaults, loop=dataclasses.replace(defaults.loop, **values.get("loop", {})))
+    try:
+        values = json.loads(path.read_text())
+        kind = kinds[values.pop("stage")]
+        values = {k: Path(v) if k in paths and v is not None else v for k, v in values.items()}
+        defaults = kind(**{k: values[k] for k in values if k != "loop"})
+        return dataclasses.replace(defaults, loop=dataclasses.replace(defaults.loop, **values.get("loop", {})))
+    except KeyError as error:
+        raise ValueError(f"{path} is no configuration: {error}; stage must be one of {', '.join(kinds)}") from None
+    except (TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path} is no configuration: {error}") from None
 
 
 Config = AutoencoderConfig | DiffusionConfig | ClassifierConfig | FinetuneConfig
@@ -143,12 +149,12 @@ def _from_arguments(arguments: list[str]) -> Config:
         | Annotated[ClassifierConfig, tyro.conf.subcommand("classifier")]
         | Annotated[FinetuneConfig, tyro.conf.subcommand("finetune")]
     )
-    return tyro.cli(kinds, args=arguments, description=__doc__)
+    return tyro.cli(kinds, args=arguments, prog="python -m ldm.train", description=__doc__)
 
 
 if __name__ == "__main__":
     try:
         main(_from_arguments(sys.argv[1:]))
     except (ValueError, OSError) as error:
-        print(f"ldm.train: {error}", file=sys.stderr)
+        print(f"ldm.train: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)

@@ -142,8 +142,10 @@ def test_the_corpus_is_packed_with_names_licences_and_hashes(packages, tmp_path,
     assert main(CorpusConfig(cache=packages)) == 2
 
 
-def test_a_package_that_cannot_be_had_is_named(tmp_path, monkeypatch):
+def test_a_package_that_cannot_be_had_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PATH", "")
+    assert main(CorpusConfig(tmp_path / "p", cache=tmp_path)) == 2
+    assert capsys.readouterr().err == "ldm.corpus: npm is needed to fetch the drawings: install Node.js\n"
     with pytest.raises(RuntimeError, match="npm is needed"):
         fetch("@iconify-json/noto", "0.0.0", tmp_path)
 

@@ -1,6 +1,7 @@
 """The measures where their answer is known, the classifier, and the whole command on small stand-ins."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -142,6 +143,25 @@ def test_any_model_against_a_folder_of_captioned_pictures(clip, tmp_path, capsys
     config = EvaluateConfig(reference=tmp_path, model=str(ldm.BUNDLED), clip=str(clip), steps=(1,), diversity=0)
     assert main(config) == 0
     assert "CLIP score" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": (4, 0)}, "steps is (4, 0); it must be 1 or more"),
+        ({"batch": 0}, "batch is 0"),
+        ({"sheet": Path("/nowhere/a.png")}, "/nowhere/a.png could not be written"),
+        ({"sheet": Path("a.gif")}, "a sheet is a .png, .jpg or .webp file"),
+        ({"out": Path("/")}, "/ could not be written"),
+        ({"device": "tpu"}, "device is 'tpu', which cannot be used"),
+        ({"pack": Path("none")}, "No such file"),
+        ({"pack": None}, "give either --pack, with --judge, or --reference"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(pack, changes, message, capsys):
+    assert main(replace(EvaluateConfig(pack), **changes)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("ldm.evaluate: ") and len(error.splitlines()) == 1 and message in error
 
 
 def test_tables_have_a_column_for_each_sampler():

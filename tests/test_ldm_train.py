@@ -164,8 +164,22 @@ def test_a_configuration_file_needs_no_command_line_library(tmp_path):
     config = _from_json(tmp_path / "c.json")
     assert isinstance(config, DiffusionConfig) and config.loop.steps == 3 and config.loop.batch_size == 128
     (tmp_path / "c.json").write_text(json.dumps({**values, "nonsense": 1}))
-    with pytest.raises(TypeError, match="nonsense"):
+    with pytest.raises(ValueError, match=r"c\.json is no configuration.*nonsense"):
         _from_json(tmp_path / "c.json")
+    for text, message in (("{", "no configuration"), ("{}", "stage must be one of autoencoder, diffusion")):
+        (tmp_path / "c.json").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            _from_json(tmp_path / "c.json")
+
+
+def test_an_autoencoder_that_is_not_there_is_named_and_asked_of_no_hub(pack, tmp_path):
+    none = Path("nobody/nothing")
+    for config in (
+        AutoencoderConfig(pack, tmp_path, none, loop=LOOP),
+        DiffusionConfig(pack, tmp_path, none, loop=LOOP),
+    ):
+        with pytest.raises(ValueError, match="nobody/nothing is no autoencoder"):
+            main(config)
 
 
 def test_wrong_models_are_named(stages, tmp_path, caplog):
