@@ -45,7 +45,7 @@ class Options:
     """Write here, as a grey picture, how much each pixel differs between the samples: white is a standard deviation
     of 32 levels of 255 or more."""
     tile: int = 256
-    """Pixels on a side of the tiles that a large picture is worked on in; smaller takes less memory."""
+    """Pixels on a side, 32 or more, of the tiles that a large picture is worked on in; smaller takes less memory."""
     max_memory: str | None = None
     """At most so much memory (3GB, 900MiB) for the whole program, on a GPU for its tensors; the tiles are then chosen
     to fit, and a large picture is worked on region by region."""
