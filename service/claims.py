@@ -21,6 +21,8 @@ class _Result:
     row: dict[str, Any]
     taken: bool | None = None
     """Whether the picture was still its claimant's; None before it is written down."""
+    begun: bool = False
+    """Whether what follows it is the claimant's now."""
 
 
 class Claims:
@@ -49,14 +51,24 @@ class Claims:
         with self._at_once.begin() as connection:
             connection.execute(_GIVE_BACK, {"job": id, "key": key, "owner": owner})
 
-    def record(self, id: str, key: str, owner: str, state: PictureState, record: dict[str, Any]) -> bool:
-        """Write down how a picture went. False where it is not this worker's any more.
+    def record(
+        self,
+        id: str,
+        key: str,
+        owner: str,
+        state: PictureState,
+        record: dict[str, Any],
+        number: int = 0,
+        following: str | None = None,
+    ) -> tuple[bool, bool]:
+        """Write down how a picture went, and `begin` what is `following` it; whether each could be done.
 
         What several threads bring while the database is busy goes into one transaction: all of them change the job's
         counts, and would wait for each other's way to the disk. Raises the database's errors, to each its own.
         """
         line = json.dumps(record, ensure_ascii=False)
         more = {"now": time.time(), "bytes": record.get("output_bytes"), "record": line}
+        more |= {"chunk": number, "following": following}
         mine = _Result(id, state, {"job": id, "key": key, "owner": owner, "state": int(state), **more})
         with self._adding:
             self._waiting.append(mine)
@@ -70,7 +82,7 @@ class Claims:
                     with self._adding:  # the others of the group try it themselves
                         self._waiting = [each for each in group if each is not mine] + self._waiting
                     raise
-        return bool(mine.taken)
+        return bool(mine.taken), mine.begun
 
     def take_back(self, id: str, keys: Sequence[str]) -> None:
         """Have these pictures done again, which were written down as done and whose results did not last."""
@@ -81,25 +93,21 @@ class Claims:
             connection.execute(sa.update(jobs).where(jobs.c.id == id).values(done=jobs.c.done - number))
 
     def _write(self, group: list[_Result]) -> None:
+        with (self._at_once if len(group) == 1 and self._postgres else self._engine).begin() as connection:
+            found = [self._write_one(connection, each) for each in group]
+        for each, (taken, begun) in zip(group, found, strict=True):
+            each.taken, each.begun = taken, begun
+
+    def _write_one(self, connection: sa.Connection, result: _Result) -> tuple[bool, bool]:
         if self._postgres:
-            with self._at_once.begin() as connection:
-                rows = connection.execute(_RECORD_ALL, {"rows": json.dumps([each.row for each in group])}).all()
-            known = {(row.job, row.key) for row in rows}
-            for each in group:  # of two results for one picture one is taken
-                each.taken = (each.job, each.row["key"]) in known
-                known.discard((each.job, each.row["key"]))
-            return
-        with self._engine.begin() as connection:
-            taken = [connection.execute(_RECORD, each.row).rowcount == 1 for each in group]
-            counts: dict[tuple[str, str], int] = {}
-            for each in (each for each, its in zip(group, taken, strict=True) if its):
-                name = (each.job, each.state.name.lower())
-                counts[name] = counts.get(name, 0) + 1
-            for (id, column), number in sorted(counts.items()):
-                more = {column: jobs.c[column] + number}
-                connection.execute(sa.update(jobs).where(jobs.c.id == id).values(more))
-        for each, its in zip(group, taken, strict=True):
-            each.taken = its
+            taken, begun = connection.execute(_RECORD_AND_BEGIN, result.row).one()
+            return taken, begun
+        taken = connection.execute(_RECORD_ALONE, result.row).rowcount == 1
+        if taken:
+            connection.execute(_COUNT[result.state], {"job": result.job})
+        following = result.row["following"]
+        begun = following is not None and connection.execute(self._begin, result.row | {"key": following}).rowcount == 1
+        return taken, begun
 
 
 # Postgres need not have a claim on its disk at once: one that is lost in its crash is made again.
@@ -110,20 +118,18 @@ _BEGIN = """UPDATE sr3_pictures SET attempts = attempts + 1, owner = :owner
 _GIVE_BACK = text(
     "UPDATE sr3_pictures SET attempts = attempts - 1 WHERE job = :job AND key = :key AND owner = :owner AND state = 0"
 )
-_RECORD = text(
-    """UPDATE sr3_pictures SET state = :state, finished = :now, output_bytes = :bytes, record = :record
+_RECORD = """UPDATE sr3_pictures SET state = :state, finished = :now, output_bytes = :bytes, record = :record
     WHERE job = :job AND key = :key AND owner = :owner AND state = 0"""
-)
-_RECORD_ALL = text(
-    """WITH given AS (SELECT * FROM json_to_recordset(CAST(:rows AS json)) AS row(job text, key text, owner text,
-        state smallint, now double precision, bytes bigint, record text)),
-    taken AS (UPDATE sr3_pictures AS mine
-        SET state = given.state, finished = given.now, output_bytes = given.bytes, record = given.record
-        FROM given WHERE mine.job = given.job AND mine.key = given.key AND mine.owner = given.owner AND mine.state = 0
-        RETURNING mine.job, mine.key, mine.state),
-    counts AS (SELECT job, count(*) FILTER (WHERE state = 1) AS done, count(*) FILTER (WHERE state = 2) AS failed,
-        count(*) FILTER (WHERE state = 3) AS kept FROM taken GROUP BY job ORDER BY job),
-    added AS (UPDATE sr3_jobs SET done = sr3_jobs.done + counts.done, failed = sr3_jobs.failed + counts.failed,
-        kept = sr3_jobs.kept + counts.kept FROM counts WHERE sr3_jobs.id = counts.job)
-    SELECT job, key FROM taken"""
+_RECORD_ALONE = text(_RECORD)
+_COUNT = {
+    state: text(f"UPDATE sr3_jobs SET {state.name.lower()} = {state.name.lower()} + 1 WHERE id = :job")
+    for state in (PictureState.DONE, PictureState.FAILED, PictureState.KEPT)
+}
+_RECORD_AND_BEGIN = text(
+    f"""WITH taken AS ({_RECORD} RETURNING state),
+    counted AS (UPDATE sr3_jobs SET done = done + CAST(taken.state = 1 AS int),
+        failed = failed + CAST(taken.state = 2 AS int), kept = kept + CAST(taken.state = 3 AS int)
+        FROM taken WHERE id = :job),
+    begun AS ({_BEGIN.replace(":key", ":following")} RETURNING 1)
+    SELECT EXISTS (SELECT 1 FROM taken), EXISTS (SELECT 1 FROM begun)"""
 )

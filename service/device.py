@@ -54,6 +54,8 @@ class Device:
         self._batch = batch
         self._waiting: list[_Request] = []
         self._lock = threading.Lock()
+        self._pause = threading.Event()
+        self._pause.set()
         self._ident = self._thread.submit(threading.get_ident).result()
         self.upscaler = self.run(load)
 
@@ -74,6 +76,10 @@ class Device:
         self.run(self._next)
         return request.answer.result()
 
+    def wait_for_pause(self, patience: float) -> bool:
+        """Wait until nothing is being enlarged, for so many seconds at most; whether nothing is."""
+        return self._pause.wait(patience)
+
     def _inside(self) -> bool:
         return threading.get_ident() == self._ident
 
@@ -86,7 +92,11 @@ class Device:
         began = time.perf_counter()
         try:
             pictures, seeds = [each.picture for each in batch], [each.seed for each in batch]
-            results = self.upscaler.upscale(pictures, seeds, batch[0].options)
+            self._pause.clear()
+            try:
+                results = self.upscaler.upscale(pictures, seeds, batch[0].options)
+            finally:
+                self._pause.set()
             share = (time.perf_counter() - began) / len(batch)
             for each, result in zip(batch, results, strict=True):
                 each.answer.set_result((result, share))

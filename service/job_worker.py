@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.claims import Claims
@@ -70,7 +71,7 @@ class JobWorker:
 
     def __init__(self, settings: Settings, data_dir: Path, url: str, jobs: Jobs, device: Device) -> None:
         self.stop = threading.Event()
-        self._settings, self._url, self._jobs = settings, url, jobs
+        self._settings, self._url, self._jobs = settings, url, Jobs(unhurried(jobs.engine, device))
         self._roots = [*settings.storage_roots, settings.uploads_place()]
         self._identity = Identity(jobs, data_dir, settings.device)
         self._claims = Claims(jobs.engine)
@@ -242,14 +243,17 @@ class _Ledger:
         """See `work.Ledger`."""
         persistently(lambda: self._claims.give_back(self._id, key, self._identity.id))
 
-    def record(self, key: str, state: PictureState, record: dict[str, Any]) -> None:
+    def record(self, key: str, state: PictureState, record: dict[str, Any], following: str | None = None) -> bool:
         """See `work.Ledger`. Where a crash of the database took the claim, it is made once more."""
 
-        def write() -> bool:
-            return self._claims.record(self._id, key, self._identity.id, state, record)
+        def write(following: str | None) -> tuple[bool, bool]:
+            owner = self._identity.id
+            return self._claims.record(self._id, key, owner, state, record, self._number, following)
 
-        if not persistently(write) and self.begin(key):
-            persistently(write)
+        taken, begun = persistently(lambda: write(following))
+        if not taken and self.begin(key):
+            begun = persistently(lambda: write(None if begun else following))[1] or begun
+        return begun
 
     def take_back(self, keys: Sequence[str]) -> None:
         """See `work.Ledger`."""
@@ -260,6 +264,17 @@ class _Ledger:
         note = None if reason is None else f"waiting for the storage: {reason}"
         persistently(lambda: self._jobs.note(self._id, note))
         return bool(persistently(lambda: self._jobs.state(self._id)) == "running")
+
+
+def unhurried(engine: sa.Engine, device: Device, patience: float = 0.5) -> sa.Engine:
+    """The engine for what can wait until a network on the processor pauses, and does for up to `patience` seconds.
+
+    A network needs every core: its threads wait for the one that loses its own to somebody's look into a queue.
+    """
+    own = engine.execution_options()
+    if device.upscaler.on_cpu:
+        sa.event.listen(own, "engine_connect", lambda connection: device.wait_for_pause(patience))
+    return own
 
 
 def _fail(message: str) -> int:

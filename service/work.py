@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from typing import Any, Protocol
 
 from PIL import Image
@@ -32,6 +33,7 @@ from service.storage import Place, StorageError, StorageTrouble, is_bucket
 
 _log = logging.getLogger("service.jobs")
 _HANDS_OF_A_CPU = 3  # one computes while the others wait for a bucket
+_FLUSHED = 8, 1 << 22  # so many results, or bytes of them, are flushed together
 
 
 class Ledger(Protocol):
@@ -45,8 +47,8 @@ class Ledger(Protocol):
         """Take an attempt back that the process outlived, and that came to no result yet."""
         ...
 
-    def record(self, key: str, state: PictureState, record: dict[str, Any]) -> None:
-        """Write down how it went."""
+    def record(self, key: str, state: PictureState, record: dict[str, Any], following: str | None = None) -> bool:
+        """Write down how it went and, in the same step, `begin` what follows it; whether that was begun."""
         ...
 
     def take_back(self, keys: Sequence[str]) -> None:
@@ -109,15 +111,17 @@ class Studio:
         Those at which an attempt was begun before may have ended their process: each is done first, and alone.
         """
         chunk = _Chunk(self, spec, source, target, ledger, len(tasks))
-        one = not self.overlaps and not is_bucket(source.url) and not is_bucket(target.url)
+        suspects, others = [task for task in tasks if task.attempts], [task for task in tasks if not task.attempts]
         try:
-            for task in tasks:
-                if task.attempts:
-                    chunk.do(task, alone=True)
-            with ThreadPoolExecutor(1 if one else self.hands, "hand") as hands:
-                begun = [hands.submit(chunk.do, task, alone=one) for task in tasks if not task.attempts]
-            for each in begun:
-                each.result()
+            if not self.overlaps and not is_bucket(source.url) and not is_bucket(target.url):
+                chunk.do([*suspects, *others], alone=True)
+            else:
+                for task in suspects:
+                    chunk.do([task], alone=True)
+                with ThreadPoolExecutor(self.hands, "hand") as hands:
+                    begun = [hands.submit(chunk.do, [task], alone=False) for task in others]
+                for each in begun:
+                    each.result()
         finally:
             chunk.end()
         return not chunk.over()
@@ -133,6 +137,7 @@ class _Chunk:
         self.left = threading.Event()  # the ledger said to leave the rest, or failed
         self._pending = pending
         self._written: dict[str, str] = {}  # keys by the names of results that may not be on the disk yet
+        self._unflushed = 0  # their bytes
         self._spoilt: set[str] = set()  # keys of those that cannot be brought there
         self._changing = threading.Lock()
 
@@ -140,16 +145,15 @@ class _Chunk:
         """Whether no more pictures are to be begun."""
         return self.studio.stop.is_set() or self.left.is_set()
 
-    def do(self, task: Task, alone: bool) -> None:
-        """One picture, from its claim to its result in the ledger, whose errors are raised; `alone` in the process."""
+    def do(self, tasks: Sequence[Task], alone: bool) -> None:
+        """Pictures one after another, each from its claim to its result in the ledger, whose errors are raised; `alone`
+        in the process, and in the device's thread."""
         with self.studio.turns.take(alone):
-            if self.over():
-                return
             try:
                 if alone:
-                    self.studio.device.run(lambda: self._claim(task))
+                    self.studio.device.run(lambda: self._in_turn(tasks))
                 else:
-                    self._claim(task)
+                    self._in_turn(tasks)
             except BaseException:
                 self.left.set()
                 raise
@@ -168,20 +172,26 @@ class _Chunk:
 
     def _flush(self) -> None:
         with self._changing:
-            written, self._written = self._written, {}
+            written, self._written, self._unflushed = self._written, {}, 0
         try:
             self.target.flush(written)
         except StorageError as error:
             _log.warning("flushing: %s", error)
             self._spoilt.update(written.values())
 
-    def _claim(self, task: Task) -> None:
-        if self.ledger.begin(task.key):
-            self._begun(task)
-        else:
-            self.left.set()
+    def _in_turn(self, tasks: Sequence[Task]) -> None:
+        """Each is begun in the same step that writes down the one before it."""
+        begun = False
+        for task, following in zip_longest(tasks, tasks[1:]):
+            if not begun and self.over():
+                return
+            if not begun and not self.ledger.begin(task.key):
+                self.left.set()
+                return
+            begun = self._begun(task, following)
 
-    def _begun(self, task: Task) -> None:
+    def _begun(self, task: Task, following: Task | None) -> bool:
+        """Make a picture's result and write it down; whether what follows is begun."""
         output = output_key(task.key, self.spec.options.format)
         record = {"source": task.key, "output": output, "state": "failed", "source_bytes": task.source_bytes}
         state = PictureState.FAILED
@@ -189,7 +199,7 @@ class _Chunk:
             state = self._made(task, output, record)
         except Stopped:
             self.ledger.give_back(task.key)
-            return
+            return False
         except (InvalidPicture, StorageError, GivenUp) as error:
             record["error"] = str(error)
         except Exception as error:  # a decoder's or the model's own failure is this picture's, not the job's
@@ -200,7 +210,7 @@ class _Chunk:
             last = self._pending == 0
         if last:
             self._flush_all()
-        self.ledger.record(task.key, state, record)
+        return self.ledger.record(task.key, state, record, following.key if following and not self.over() else None)
 
     def _made(self, task: Task, output: str, record: dict[str, Any]) -> PictureState:
         """Make the result; `record` gets what is known of it, as far as it goes."""
@@ -216,7 +226,10 @@ class _Chunk:
             record["output_bytes"] = self._patiently(lambda: self.target.write(output, result, flush=False))
         with self._changing:
             self._written[output] = task.key
-        self.studio.flusher.submit(self._flush)
+            self._unflushed += record["output_bytes"]
+            due = len(self._written) >= _FLUSHED[0] or self._unflushed >= _FLUSHED[1]
+        if due:
+            self.studio.flusher.submit(self._flush)
         record["state"] = "done"
         return PictureState.DONE
 

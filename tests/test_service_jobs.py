@@ -62,7 +62,7 @@ def do(jobs: Jobs, id: str, state: PictureState = PictureState.DONE) -> None:
         if state is PictureState.DONE:
             size = Folder(Path(spec.output)).write(key, key.encode())
             record |= {"output_bytes": size, "source_bytes": (Path(spec.input) / key).stat().st_size}
-        assert Claims(jobs.engine).record(id, key, ME, state, record)
+        assert Claims(jobs.engine).record(id, key, ME, state, record)[0]
 
 
 def lines(folder: str) -> list[dict[str, Any]]:
@@ -145,11 +145,11 @@ def test_a_claim_needs_the_chunk_the_running_job_and_a_living_worker(jobs: Jobs,
     assert not Claims(jobs.engine).begin(id, number + 1, key, ME)
     assert not Claims(jobs.engine).begin(id, number, key, "struck off")
     assert Claims(jobs.engine).begin(id, number, key, ME)
-    assert not Claims(jobs.engine).record(id, key, "another", PictureState.DONE, {})
+    assert Claims(jobs.engine).record(id, key, "another", PictureState.DONE, {}) == (False, False)
     jobs.cancel(id)
     assert not Claims(jobs.engine).begin(id, number, key, ME)
-    assert Claims(jobs.engine).record(id, key, ME, PictureState.DONE, {"source": key, "state": "done"})
-    assert not Claims(jobs.engine).record(id, key, ME, PictureState.FAILED, {})
+    assert Claims(jobs.engine).record(id, key, ME, PictureState.DONE, {"source": key, "state": "done"})[0]
+    assert Claims(jobs.engine).record(id, key, ME, PictureState.FAILED, {}) == (False, False)
 
 
 def test_what_failed_or_was_left_is_taken_up(jobs: Jobs, spec: JobSpec) -> None:
@@ -239,12 +239,17 @@ def test_results_of_several_threads_are_each_written_down_and_counted(jobs: Jobs
     check_results_of_several_threads(jobs, spec)
 
 
+def test_a_result_begins_the_next_in_the_same_step(jobs: Jobs, spec: JobSpec) -> None:
+    check_a_result_that_begins_the_next(jobs, spec)
+
+
 def test_so_they_are_on_postgres(postgres: Postgres, spec: JobSpec) -> None:
     jobs = Jobs(open_database(database_url(Path(), postgres.url)))
     try:
         with jobs.engine.begin() as connection:
             connection.execute(sa.insert(workers), [{"id": ME, "beat": 0}])
         check_results_of_several_threads(jobs, spec)
+        check_a_result_that_begins_the_next(jobs, replace(spec, output=f"{spec.output}-again"))
     finally:
         jobs.close()
 
@@ -256,7 +261,7 @@ def check_results_of_several_threads(jobs: Jobs, spec: JobSpec) -> None:
     assert all(claims.begin(id, number, key, ME) for key, (number, _) in keys.items())
     with ThreadPoolExecutor(8) as threads:
         twice = [*keys, *keys]
-        taken = list(threads.map(lambda key: claims.record(id, key, ME, PictureState.DONE, {"source": key}), twice))
+        taken = list(threads.map(lambda key: claims.record(id, key, ME, PictureState.DONE, {"source": key})[0], twice))
     assert sum(taken) == len(keys)
     assert jobs.status(id).done == len(keys)
     assert {line["source"] for line in jobs.records(id)} == set(keys)
@@ -266,6 +271,26 @@ def check_results_of_several_threads(jobs: Jobs, spec: JobSpec) -> None:
     assert sorted(key for key, _ in jobs.written(id, keys[first][0])) == rest
     assert jobs.status(id).done == len(rest)
     assert claims.begin(id, keys[first][0], first, ME)
-    assert claims.record(id, first, ME, PictureState.FAILED, {"source": first})
+    assert claims.record(id, first, ME, PictureState.FAILED, {"source": first})[0]
     assert jobs.written(id, keys[first][0]) == []  # of a chunk that is over all is on the disk
     assert (jobs.status(id).done, jobs.status(id).failed) == (len(rest), 1)
+
+
+def check_a_result_that_begins_the_next(jobs: Jobs, spec: JobSpec) -> None:
+    id = planned(jobs, spec)
+    claims = Claims(jobs.engine)
+    (number,) = {number for number, _ in chunks(jobs, id).values()}
+    first, second, third = sorted(chunks(jobs, id))
+
+    def record(key: str, number: int, following: str, owner: str = ME) -> tuple[bool, bool]:
+        return claims.record(id, key, owner, PictureState.DONE, {"source": key}, number, following)
+
+    assert claims.begin(id, number, first, ME)
+    assert record(first, number + 1, second) == (True, False)  # it is of another chunk now
+    assert record(first, number, second) == (False, True)
+    assert record(first, number, second, "struck off") == (False, False)
+    assert {row["key"]: row["attempts"] for row in jobs.chunk(id, number)} == {second: 1, third: 0}
+    jobs.cancel(id)
+    assert record(second, number, third) == (True, False)
+    assert {row["key"]: row["attempts"] for row in jobs.chunk(id, number)} == {third: 0}
+    assert jobs.status(id).done == 2

@@ -79,9 +79,10 @@ class Ledger:
     def give_back(self, key: str) -> None:
         self.returned.append(key)
 
-    def record(self, key: str, state: PictureState, record: dict[str, Any]) -> None:
+    def record(self, key: str, state: PictureState, record: dict[str, Any], following: str | None = None) -> bool:
         assert key not in self.records
         self.records[key] = state, record
+        return following is not None and self.begin(following)
 
     def take_back(self, keys: Sequence[str]) -> None:
         for key in keys:
@@ -227,9 +228,9 @@ def test_all_of_a_chunk_is_on_the_disk_before_its_last_is_written_down() -> None
     flushed: list[int] = []
 
     class Watching(Ledger):
-        def record(self, key: str, state: PictureState, record: dict[str, Any]) -> None:
-            super().record(key, state, record)
+        def record(self, key: str, state: PictureState, record: dict[str, Any], following: str | None = None) -> bool:
             flushed.append(len(target.flushed))
+            return super().record(key, state, record, following)
 
     tasks = [Task(key, len(data)) for key, data in source.files.items()]
     assert studio_of(FakeUpscaler(), Limits(2**24, batch=3)).run(SPEC, source, target, tasks, Watching())
