@@ -80,7 +80,7 @@ def open_database(url: str, ping: bool = True) -> sa.Engine:
     if address.get_backend_name() == "sqlite":
         assert address.database
         Path(address.database).parent.mkdir(parents=True, exist_ok=True)
-        engine = sa.create_engine(address, pool_size=10, max_overflow=10)
+        engine = sa.create_engine(address, pool_size=10, max_overflow=10, pool_use_lifo=True)
 
         @sa.event.listens_for(engine, "connect")
         def prepare(connection: Any, record: Any) -> None:

@@ -1,6 +1,7 @@
 """`python -m service worker`: a process that owns a device and does the work of the jobs in the database."""
 
 import argparse
+import ctypes
 import logging
 import os
 import signal
@@ -15,6 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.claims import Claims
+from service.crew import COMMAND, Crew
 from service.database import database_url, open_database, persistently
 from service.device import Device, Upscaler
 from service.jobs import CHUNKS, MANIFESTS, PLANS, VERSION, Jobs, JobSpec, PictureState
@@ -28,15 +30,22 @@ from service.work import Limits, Studio, Task
 
 _log = logging.getLogger("service.jobs")
 FENCED = 3
+_M_ARENA_MAX = -8  # of malloc.h
 
 
-def main(argv: Sequence[str], load: Callable[[Settings], Upscaler] = load_upscaler) -> int:
+def main(
+    argv: Sequence[str],
+    load: Callable[[Settings], Upscaler] = load_upscaler,
+    command: Sequence[str] = COMMAND,
+) -> int:
     """Work until told to stop. Status 2, after one line on stderr, for what keeps it from starting.
 
+    Of several devices each gets a process of its own, which `command` starts, and which is replaced when it dies.
     `--idle SECONDS` ends it, with status 0, once there was nothing to do for so long; `--parent PID` when that ends.
     `--dead-after SECONDS` without a beat it takes another worker for dead; much less than the 20 of the default makes
     busy machines lose work in hand.
     """
+    _share_one_heap()
     own = argparse.ArgumentParser(prog="python -m service worker", add_help=False, allow_abbrev=False)
     own.add_argument("--idle", type=float)
     own.add_argument("--parent", type=int)
@@ -45,6 +54,10 @@ def main(argv: Sequence[str], load: Callable[[Settings], Upscaler] = load_upscal
     try:
         settings = load_settings(["--host", "127.0.0.1", *rest])  # a worker listens nowhere, whatever the server does
         logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        if len(devices := settings.device.split(",")) > 1:
+            return _several(
+                Crew(settings, devices, flags.idle, [*command, "--dead-after", str(flags.dead_after)]), flags.parent
+            )
         data_dir = settings.data_dir.expanduser()
         url = database_url(data_dir, settings.database_url)
         jobs = Jobs(open_database(url, ping=False))  # it tries again by itself
@@ -275,6 +288,24 @@ def unhurried(engine: sa.Engine, device: Device, patience: float = 0.5) -> sa.En
     if device.upscaler.on_cpu:
         sa.event.listen(own, "engine_connect", lambda connection: device.wait_for_pause(patience))
     return own
+
+
+def _several(crew: Crew, parent: int | None) -> int:
+    """Keep the crew at work until told to stop."""
+    stop = threading.Event()
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, lambda number, frame: stop.set())
+    crew.start()
+    while crew.alive() and not stop.wait(0.5) and parent in (None, os.getppid()):
+        pass
+    crew.stop()
+    return 2 if crew.broken.is_set() else 0
+
+
+def _share_one_heap() -> None:
+    """Have glibc give all threads one heap: what many keep of what they freed grows over thousands of pictures."""
+    if hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(_M_ARENA_MAX, 1)
 
 
 def _fail(message: str) -> int:

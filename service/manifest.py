@@ -14,7 +14,7 @@ from service.jobs import MANIFESTS, Jobs, PictureState
 from service.plan import MANIFEST, manifest_lines
 from service.storage import Place, open_place
 
-_PART = 1 << 20
+_PART = 1 << 16
 
 
 def write_manifest(jobs: Jobs, id: str) -> None:

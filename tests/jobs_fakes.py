@@ -81,4 +81,4 @@ def load(settings: Settings) -> FakeUpscaler:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:], load))
+    sys.exit(main(sys.argv[1:], load, (sys.executable, "-m", "tests.jobs_fakes")))

@@ -37,7 +37,9 @@ class Bench:
         self._crews: list[Crew] = []
         self.log.touch()
 
-    def crew(self, number: int, machine: str = "data", seconds: float = 0.02, **environment: str) -> Crew:
+    def crew(
+        self, number: int, machine: str = "data", seconds: float = 0.02, devices: str = "cpu", **environment: str
+    ) -> Crew:
         """Start workers, as of another machine where `machine` differs."""
         settings = Settings(
             data_dir=self.folder / machine,
@@ -47,7 +49,7 @@ class Bench:
         )
         paths = {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
         environment = {"JOBS_LOG": str(self.log), "JOBS_SECONDS": str(seconds), **paths, **environment}
-        crew = Crew(settings, ["cpu"] * number, command=[*FAKE, "--dead-after", "10"], environment=environment)
+        crew = Crew(settings, [devices] * number, command=[*FAKE, "--dead-after", "10"], environment=environment)
         self._crews.append(crew)
         crew.start()
         return crew
@@ -151,6 +153,19 @@ def test_what_is_not_below_its_roots_fails_what_is_cancelled_is_taken_up_and_wha
     bench.crew(1)
     assert bench.wait(id).done == 30
     assert set(bench.enlarged().values()) == {1}
+
+
+def test_a_worker_of_several_devices_has_a_process_for_each(bench: Bench) -> None:
+    fill(bench.folder / "in", 40)
+    with bench.jobs.engine.connect() as connection:
+        crew = bench.crew(1, seconds=0.1, devices="cpu,cpu")
+        wait_until(lambda: len(connection.execute(sa.select(workers)).all()) == 2, 60)
+    assert bench.wait(bench.run("out")).done == 40
+    with bench.jobs.engine.connect() as connection:
+        assert len(set(connection.execute(sa.select(pictures.c.owner)).scalars())) == 2
+    crew.stop(60)
+    with bench.jobs.engine.connect() as connection:
+        assert connection.execute(sa.select(workers)).all() == []
 
 
 def test_four_on_postgres_share_and_one_gone_for_good_is_replaced(tmp_path: Path, postgres: Postgres) -> None:
