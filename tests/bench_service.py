@@ -12,6 +12,7 @@ cancel        from SIZE cancellations of each kind of work to an idle worker, ag
 import argparse
 import io
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -24,7 +25,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.client import HTTPConnection
 from itertools import pairwise
 from typing import Any
@@ -157,29 +158,34 @@ def draw(cascade: Cascade, size: int, upscale: int, batch: int) -> list[bytes]:
     return files
 
 
-def health(size: int, fake: bool) -> None:
-    """SIZE probes, one after the other, while the queue is kept full."""
-    stop = threading.Event()
+def flood() -> None:
+    """Forty clients that ask again once they are answered, or when they were told to come back."""
 
     def load() -> None:
-        with httpx.Client(timeout=600) as client:
-            while not stop.is_set():
-                client.post(f"{URL}/generate", json={"prompt": "a", **QUICK})
+        with httpx.Client(timeout=600) as client, suppress(httpx.TransportError):
+            while True:
+                answer = client.post(f"{URL}/generate", json={"prompt": "a", **QUICK})
+                time.sleep(float(answer.headers.get("retry-after", 0)))
 
+    for _ in range(40):
+        threading.Thread(target=load).start()
+
+
+def health(size: int, fake: bool) -> None:
+    """SIZE probes, one after the other, while clients in another process keep the queue full."""
     with server(fake, "--queue-size", "8"), httpx.Client(timeout=60) as client:
-        threads = [threading.Thread(target=load) for _ in range(16)]
-        for thread in threads:
-            thread.start()
-        time.sleep(2)
+        clients = multiprocessing.get_context("spawn").Process(target=flood)
+        clients.start()
+        while figure("service_queue_depth") < 8:
+            time.sleep(0.1)
         spent = []
         for _ in range(size):
             begun = time.perf_counter()
             assert client.get(f"{URL}/healthz").status_code == 200
             spent.append(1000 * (time.perf_counter() - begun))
             time.sleep(0.005)
-        stop.set()
-        for thread in threads:
-            thread.join()
+        clients.kill()
+        clients.join()
     spent.sort()
     print("| probes | median, ms | P99, ms | slowest, ms |\n|---|---|---|---|")
     print(f"| {size} | {statistics.median(spent):.1f} | {spent[int(0.99 * size)]:.1f} | {spent[-1]:.1f} |")
