@@ -33,8 +33,8 @@ from service.requests import (
     as_any,
 )
 from service.settings import Settings
-from service.steps import StepCallback
-from service.upscale import OnStep, Progress, UpscaleOptions, Upscaler, load_upscaler
+from service.steps import StepCallback, interruptible
+from service.upscale import OnStep, UpscaleOptions, Upscaler, load_upscaler
 from sr3.images import Picture
 
 if TYPE_CHECKING:
@@ -106,14 +106,10 @@ class DiffusersCascade:
             except InvalidRequest as error:
                 outcomes[index] = error
         alive = [index for index in range(len(requests)) if index not in outcomes]
-
-        def tell(progress: Progress) -> None:
-            if on_step is not None:
-                on_step(replace(progress, of=tuple(alive)))
-
+        parts = [*self._base.components.values(), *self._upscaler.pipeline.components.values()]
         if alive:
-            with memory_errors():
-                self._make(requests, alive, outcomes, tell, wanted)
+            with memory_errors(), interruptible(on_step, parts) as tell:
+                self._make(requests, alive, outcomes, lambda progress: tell(replace(progress, of=tuple(alive))), wanted)
         return [outcomes[index] for index in range(len(requests))]
 
     def _make(
@@ -178,14 +174,12 @@ class DiffusersCascade:
     ) -> list[NDArray[np.uint8]]:
         """`pictures`, uint8 RGB (H, W, 3) of one size, as (4H, 4W, 3)."""
         assert used.sr_steps is not None
-        tell = StepCallback(on_step, stage, used.sr_steps, lambda: list(pictures))
         output = self._upscaler.with_scheduler(scheduler)(
             image=list(pictures),
             num_inference_steps=used.sr_steps,
             generator=generators,
             aug_level=used.aug_level,
-            callback_on_step_end=tell,
-            on_tile=tell.again,
+            callback_on_step_end=StepCallback(on_step, stage, used.sr_steps, lambda: list(pictures)),
             output_type="uint8",
         )
         return [np.asarray(each) for each in output.images]

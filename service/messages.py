@@ -103,8 +103,8 @@ class Finished:
 
 @dataclass(frozen=True)
 class BatchDone:
-    """The worker is idle. `stopped_after`: seconds from the first cancellation to here, where all were cancelled."""
+    """The worker is idle, after so many seconds; `stopped` where all were cancelled."""
 
     size: int
     seconds: float
-    stopped_after: float | None = None
+    stopped: bool = False

@@ -153,7 +153,7 @@ class Pool:
         return jobs
 
     def cancel(self, job: Job, error: Exception | None = None) -> None:
-        """End this job alone: at once where it waits, at its next step where it runs."""
+        """End this job alone: at once where it waits, at the next block of a network where it runs."""
         if job.done.done():
             return
         if not self._queue.remove(job) and job.worker is not None:
@@ -247,11 +247,11 @@ class Pool:
             case Finished(id, outcome):
                 if id in self._jobs:
                     self._finish(self._jobs[id], outcome)
-            case BatchDone(size, seconds, stopped_after):
-                if stopped_after is None:
-                    self._picture_seconds += 0.3 * (seconds / size - self._picture_seconds)
+            case BatchDone(size, seconds, stopped):
+                if stopped:
+                    self.metrics.stopping.observe(asyncio.get_running_loop().time() - worker.cancelled)
                 else:
-                    self.metrics.stopping.observe(stopped_after)
+                    self._picture_seconds += 0.3 * (seconds / size - self._picture_seconds)
                 self._dispatch()
 
     def _finish(self, job: Job, outcome: Made | Failure) -> None:

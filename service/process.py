@@ -44,7 +44,7 @@ class WorkerProcess:
     """The process for one device, seen from the server's event loop; every method is called there.
 
     `on_message` gets what the process says about its batch, `on_change` is called when it becomes ready, is lost or
-    fails for good. `batch` is what it is doing.
+    fails for good. `batch` is what it is doing, `cancelled` when it was last told to stop with something.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class WorkerProcess:
         self.busy = False
         self.restarts = 0
         self.memory = self.device_memory = 0
+        self.cancelled = 0.0
         self._factory, self._settings = factory, settings
         self._on_message, self._on_change = on_message, on_change
         self._process: Any = None
@@ -108,6 +109,7 @@ class WorkerProcess:
 
     def cancel(self, id: str) -> None:
         """Have the process stop with this item."""
+        self.cancelled = self._now()
         self._send(Cancel(id))
 
     def check(self) -> None:

@@ -66,6 +66,8 @@ class Record:
         self.key: tuple[str, str] | None = None
         self.pictures: list[Delivered] = []
         self.problem: Problem | None = None
+        self.unwanted = False
+        """To be stopped, however far it is."""
         self.cancelled = False
         self.seconds: dict[str, float] = {}
         self.followers = 0
@@ -146,6 +148,7 @@ class Records:
 
     def cancel(self, record: Record) -> None:
         """Stop the request's work."""
+        record.unwanted = True
         for job in record.jobs:
             self.pool.cancel(job)
 
@@ -190,7 +193,10 @@ class Records:
         return [(job, job.done.result()) for job in record.jobs]
 
     async def _deliver(self, record: Record, job: Job, made: Made) -> Delivered:
-        return await asyncio.to_thread(deliver, job.request, made, record.output, self.pool.info.versions)
+        delivered = await asyncio.to_thread(deliver, job.request, made, record.output, self.pool.info.versions)
+        if record.unwanted:
+            raise Cancelled("the request was cancelled")
+        return delivered
 
     def _sweep(self) -> None:
         """Forget what is old, and the oldest results where there are too many bytes of them."""

@@ -136,8 +136,9 @@ class Cascade(Protocol):
         wanted: Callable[[int], bool] = lambda index: True,
     ) -> list[GenerateResult | Exception]:
         """Make the pictures together; an exception stands for one that failed alone, InvalidRequest for what these
-        models cannot do. `on_step` is told each step and may raise, which ends the work there. A picture whose index
-        is no longer `wanted` is left out from the next stage on, and NotWanted stands for it.
+        models cannot do. `on_step` is told each step, and the last again before each block of a network; it may raise,
+        which ends the work there. A picture whose index is no longer `wanted` is left out from the next stage on, and
+        NotWanted stands for it.
 
         Raises OutOfMemory where the device has no room for so many.
         """

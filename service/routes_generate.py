@@ -48,7 +48,7 @@ def generate_router(settings: Settings) -> APIRouter:
     ) -> Response:
         """Make pictures of a prompt. `Accept` chooses the answer: a picture's bytes, `application/json` with all
         pictures in base64, or `text/event-stream` with progress and previews. `Prefer: respond-async` answers 202 at
-        once. A client that goes away ends the work at its next step."""
+        once. A client that goes away ends the work at the next block of a network."""
         seed = secrets.randbelow(2**32) if body.seed is None else body.seed
         fields = set(GenerateRequest.__dataclass_fields__) - {"seed", "upscale"}
         wanted = GenerateRequest(seed=seed, upscale=int(query.upscale), **body.model_dump(include=fields))

@@ -65,7 +65,7 @@ def requests_router() -> APIRouter:
 
     @router.delete("/{id}", responses=problem_responses(NOT_FOUND))
     async def cancel(request: Request, id: Id, client: Client) -> JSONResponse:
-        """Stop it: at once where it waits, at its next step where it runs. Says where it then stands."""
+        """Stop it: at once where it waits, at the next block of a network where it runs. Says where it then stands."""
         record = _found(request, id, client)
         if record.ended is None:
             _records(request).cancel(record)

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 import annotated_types
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, create_model
 
-# Tabs and line breaks are text; the other control characters are not, and break PNG text.
-_NO_CONTROL = r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f]*$"
+# Tabs and line breaks are text; the other control characters are not, and break PNG text and XML.
+_NO_CONTROL = r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffe\uffff]*$"
 
 EXAMPLES: dict[str, Any] = {
     "short": {"summary": "A prompt is enough", "value": {"prompt": "a red apple"}},
@@ -154,7 +154,9 @@ class OpenAIBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    prompt: str = Field(min_length=1, max_length=100_000, description="what to draw", examples=["a red apple"])
+    prompt: str = Field(
+        min_length=1, max_length=100_000, pattern=_NO_CONTROL, description="what to draw", examples=["a red apple"]
+    )
     n: int | None = Field(default=1, ge=1, le=8, description="how many pictures", examples=[1])
     size: str | None = Field(
         default="auto",

@@ -4,13 +4,49 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.upscale import OnStep, Progress
+
+
+@contextmanager
+def interruptible(on_step: OnStep | None, parts: Iterable[object]) -> Iterator[OnStep]:
+    """What to tell of progress while the block runs: `on_step` hears it, and the last of it again before each network
+    among `parts` and each of a network's blocks. It may raise, which ends the work there."""
+    from torch import nn
+
+    last: Progress | None = None
+
+    def tell(progress: Progress) -> None:
+        nonlocal last
+        last = progress
+        if on_step is not None:
+            on_step(progress)
+
+    def look(*call: object) -> None:
+        if on_step is not None and last is not None:
+            on_step(last)
+
+    networks = [part for part in parts if isinstance(part, nn.Module)] if on_step is not None else []
+    hooks = [block.register_forward_pre_hook(look) for network in networks for block in _blocks(network)]
+    try:
+        yield tell
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _blocks(network: Any) -> list[Any]:
+    """The network, and what stands in its lists and is made of layers."""
+    from torch import nn
+
+    lists = [part for part in network.modules() if isinstance(part, nn.ModuleList | nn.Sequential)]
+    return [network, *(block for each in lists for block in each if any(block.children()))]
 
 
 class StepCallback:
@@ -29,10 +65,6 @@ class StepCallback:
         self._last = Progress(self._last.stage, min(step + 1, steps), steps, preview)
         self._on_step(self._last)
         return values
-
-    def again(self) -> None:
-        """Between steps, where the work can be stopped too."""
-        self._on_step(self._last)
 
     def listening(self, pipeline: Any) -> dict[str, Any]:
         """The argument that has a pipeline call this after each step. One that takes none (PixArt's) is listened to

@@ -76,25 +76,26 @@ class Upscaler:
         """Pictures of one size, number of channels and depth, enlarged together; each is what its seed gives alone, on
         a CPU to the last bit, elsewhere within about two levels of 255.
 
-        `on_step` is told of each evaluation of a network and may raise, which ends the work there. Raises ValueError
-        for unequal pictures and what the model does not take.
+        `on_step` is told of each evaluation of a network, again before each block of one, and may raise, which ends the
+        work there. Raises ValueError for unequal pictures and what the model does not take.
         """
+        from service.steps import interruptible
         from sr3.enlarge import enlarge_batch, evaluations
 
         steps = self._settings.sr_steps if options.steps is None else options.steps
         pipeline = self.with_scheduler(options.scheduler)
         totals = evaluations(pipeline, pictures[0], options.factor, steps)
-        tell = tile_callback(on_step or (lambda progress: None), STAGES[options.factor], totals)
-        return enlarge_batch(
-            pipeline,
-            pictures,
-            seeds,
-            options.factor,
-            steps,
-            options.aug_level or 0.0,
-            options.consistency,
-            on_tile=tell,
-        )
+        with interruptible(on_step, pipeline.components.values()) as tell:
+            return enlarge_batch(
+                pipeline,
+                pictures,
+                seeds,
+                options.factor,
+                steps,
+                options.aug_level or 0.0,
+                options.consistency,
+                on_tile=tile_callback(tell, STAGES[options.factor], totals),
+            )
 
     @property
     def on_cpu(self) -> bool:

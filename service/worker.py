@@ -79,13 +79,13 @@ def run_worker(pipe: Connection, factory: CascadeFactory, settings: Settings) ->
 
 
 class _Inbox:
-    """The worker's end of the pipe: batches as they come, and which ids were cancelled when."""
+    """The worker's end of the pipe: batches as they come, and which ids were cancelled."""
 
     def __init__(self, pipe: Connection) -> None:
         self._pipe = pipe
         self._lock = threading.Lock()
         self.batches: queue.SimpleQueue[Run] = queue.SimpleQueue()
-        self.cancelled: dict[str, float] = {}
+        self.cancelled: set[str] = set()
 
     def read(self) -> None:
         """Read until the server is gone; then end this process, whatever it is doing."""
@@ -93,7 +93,7 @@ class _Inbox:
             while True:
                 message = self._pipe.recv()
                 if isinstance(message, Cancel):
-                    self.cancelled[message.id] = time.monotonic()
+                    self.cancelled.add(message.id)
                 else:
                     self.batches.put(message)
         except (EOFError, OSError):
@@ -143,12 +143,9 @@ class _Runner:
         size = self._fits.get(key, len(items))
         for first in range(0, len(items), size):
             self._run_part(key, items[first : first + size])
-        stamps = [self._inbox.cancelled.get(item.id) for item in items]
+        stopped = all(item.id in self._inbox.cancelled for item in items)
         self._inbox.cancelled.clear()  # also of those that were done before their cancellation came
-        ended = time.monotonic()
-        asked = [each for each in stamps if each is not None]
-        stopped = ended - max(asked) if len(asked) == len(items) else None
-        self._inbox.send(BatchDone(len(items), ended - start, stopped))
+        self._inbox.send(BatchDone(len(items), time.monotonic() - start, stopped))
 
     def _run_part(self, key: object, items: Sequence[Item]) -> None:
         try:

@@ -6,12 +6,13 @@ health        /healthz under a full queue: median, P99
 clients       32 clients with keys: none lost, none twice, how equal their shares are
 memory        SIZE mixed requests: the server's and the worker's memory before and after, restarts
 kills         kill -9 of the worker SIZE times under load: answers, hangs, seconds until ready
-cancel        from SIZE cancellations to an idle worker, against the length of a step
+cancel        from SIZE cancellations of each kind of work to an idle worker, against the length of a step
 """
 
 import argparse
 import io
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -24,16 +25,20 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.client import HTTPConnection
+from itertools import pairwise
+from typing import Any
 
 import httpx
+import numpy as np
 import psutil
 from PIL import Image
 
 from service.metadata import metadata_of
 from service.pictures import encode_picture
 from service.requests import Cascade, GenerateRequest, GenerateResult
+from service.upscale import Progress, UpscaleOptions
 from sr3.images import Picture
 
 PORT = 8765
@@ -153,29 +158,34 @@ def draw(cascade: Cascade, size: int, upscale: int, batch: int) -> list[bytes]:
     return files
 
 
-def health(size: int, fake: bool) -> None:
-    """SIZE probes, one after the other, while the queue is kept full."""
-    stop = threading.Event()
+def flood() -> None:
+    """Forty clients that ask again once they are answered, or when they were told to come back."""
 
     def load() -> None:
-        with httpx.Client(timeout=600) as client:
-            while not stop.is_set():
-                client.post(f"{URL}/generate", json={"prompt": "a", **QUICK})
+        with httpx.Client(timeout=600) as client, suppress(httpx.TransportError):
+            while True:
+                answer = client.post(f"{URL}/generate", json={"prompt": "a", **QUICK})
+                time.sleep(float(answer.headers.get("retry-after", 0)))
 
+    for _ in range(40):
+        threading.Thread(target=load).start()
+
+
+def health(size: int, fake: bool) -> None:
+    """SIZE probes, one after the other, while clients in another process keep the queue full."""
     with server(fake, "--queue-size", "8"), httpx.Client(timeout=60) as client:
-        threads = [threading.Thread(target=load) for _ in range(16)]
-        for thread in threads:
-            thread.start()
-        time.sleep(2)
+        clients = multiprocessing.get_context("spawn").Process(target=flood)
+        clients.start()
+        while figure("service_queue_depth") < 8:
+            time.sleep(0.1)
         spent = []
         for _ in range(size):
             begun = time.perf_counter()
             assert client.get(f"{URL}/healthz").status_code == 200
             spent.append(1000 * (time.perf_counter() - begun))
             time.sleep(0.005)
-        stop.set()
-        for thread in threads:
-            thread.join()
+        clients.kill()
+        clients.join()
     spent.sort()
     print("| probes | median, ms | P99, ms | slowest, ms |\n|---|---|---|---|")
     print(f"| {size} | {statistics.median(spent):.1f} | {spent[int(0.99 * size)]:.1f} | {spent[-1]:.1f} |")
@@ -316,37 +326,74 @@ def kills(size: int, fake: bool) -> None:
     print(f"| {size} | {dict(outcomes)} | {bad} | {statistics.median(spent):.1f} | {max(spent):.1f} |")
 
 
+CANCELLED = {
+    "prompt, two steps, decoder": ("/generate?upscale=1", {"steps": 2}),
+    "base": ("/generate?upscale=1", {"steps": 50}),
+    "×4": ("/generate?upscale=4", {"steps": 1, "sr_steps": 50}),
+    "×16": ("/generate?upscale=16", {"steps": 1, "sr_steps": 4}),
+    "×4 of 256x256": ("/upscale?factor=4&steps=8", None),
+}
+
+
 def cancel(size: int, fake: bool) -> None:
-    """SIZE requests of many steps, cancelled on the way, of each stage: until the worker is idle by its own clock, and
-    until a client that sent DELETE reads so in the figures."""
+    """SIZE requests of each kind, cancelled at random moments: from the server's receipt of DELETE until it knows that
+    the worker is idle, against a step of the networks and the longest stretch in which nothing looks for it, both of
+    direct calls in the same run."""
+    from service.cascade import load_cascade
+    from service.settings import load_settings
+
     name = "service_cancel_to_idle_seconds"
-    stages = {"base": (1, {"steps": 50}), "x4": (4, {"steps": 1, "sr_steps": 50})}
-    print("| stage | cancelled | a step, ms | to idle, ms: mean | longest | seen by a client: mean | longest |")
-    print("|---|---|---|---|---|---|---|")
-    with server(fake, step_seconds=0.1), httpx.Client(base_url=URL, timeout=600) as client:
-        for stage, (upscale, steps) in list(stages.items())[: 1 if fake else 2]:
-            body = {"prompt": "a red apple", **steps}
+    buffer = io.BytesIO()
+    Image.effect_noise((256, 256), 50).convert("RGB").save(buffer, "PNG")
+    cascade = load_cascade(load_settings([]))
+    print("| cancelled during | a step, ms | longest stretch, ms | to idle, ms: mean | longest | longer than a step |")
+    print("|---|---|---|---|---|---|")
+    with server(False), httpx.Client(base_url=URL, timeout=600) as client:
+        for what, (path, body) in CANCELLED.items():
+            sent: dict[str, Any] = {"files": {"image": buffer.getvalue()}} if body is None else {}
+            sent |= {"json": {"prompt": "a red apple", **body}} if body else {}
             for _ in range(2):  # the first warms up
                 begun = time.perf_counter()
-                client.post(f"/generate?upscale={upscale}", json=body)
+                client.post(path, **sent).raise_for_status()
                 spent = time.perf_counter() - begun
-            idle: list[float] = []
-            seen: list[float] = []
-            moments = random.Random(0)
-            while len(seen) < size:
+            step, stretch = stretches(cascade, path, body)
+            moments, idle = random.Random(0), list[float]()
+            while len(idle) < size:
                 before = figure(f"{name}_count"), figure(f"{name}_sum")
-                head = {"prefer": "respond-async"}
-                location = client.post(f"/generate?upscale={upscale}", json=body, headers=head).headers["location"]
-                time.sleep((0.1 + 0.7 * moments.random()) * spent)
-                begun = time.perf_counter()
-                if client.delete(location).json()["state"] != "cancelled":
-                    continue  # it was done before
-                while figure(f"{name}_count") == before[0]:
-                    assert time.perf_counter() - begun < 60, "the worker never told"
-                seen.append(1000 * (time.perf_counter() - begun))
-                idle.append(1000 * (figure(f"{name}_sum") - before[1]))
-            shown = " | ".join(f"{statistics.mean(one):.0f} | {max(one):.0f}" for one in (idle, seen))
-            print(f"| {stage} | {size} | {1000 * spent / 50:.0f} | {shown} |", flush=True)
+                location = client.post(path, **sent, headers={"prefer": "respond-async"}).headers["location"]
+                time.sleep(0.9 * moments.random() * spent)
+                client.delete(location)
+                time.sleep(max(0.2, 3 * step))  # asking would take the worker's cores away
+                count, total = figure(f"{name}_count"), figure(f"{name}_sum")
+                if count > before[0]:  # else it was done before, or not begun
+                    idle.append(total - before[1])
+            late = sum(each > step for each in idle)
+            shown = [1000 * each for each in (step, stretch, statistics.mean(idle), max(idle))]
+            print(f"| {what} | {' | '.join(f'{each:.1f}' for each in shown)} | {late} of {size} |", flush=True)
+
+
+def stretches(cascade: Cascade, path: str, body: dict[str, int] | None) -> tuple[float, float]:
+    """Seconds: the median step of the last stage of such a request, but for its first with what comes before, and the
+    longest of its stretches (each as short as it was in three calls) between two looks for a cancellation."""
+    factor = int(path.partition("=")[2].partition("&")[0])
+    runs, steps = [], []
+    for _ in range(4):
+        looks: list[tuple[float, Progress | None]] = [(time.perf_counter(), None)]
+        look = lambda progress: looks.append((time.perf_counter(), progress))  # noqa: B023, E731
+        if body is None:
+            pixels = np.asarray(Image.effect_noise((256, 256), 50).convert("RGB"))
+            cascade.upscale([Picture(pixels)], [0], UpscaleOptions(factor, steps=8), look)
+        else:
+            cascade.generate([GenerateRequest("a red apple", 0, factor, **body)], look)
+        looks.append((time.perf_counter(), None))
+        runs.append([last[0] - first[0] for first, last in pairwise(looks)])
+        ends: dict[tuple[str, int], float] = {}
+        for moment, progress in looks:
+            if progress is not None:
+                ends.setdefault((progress.stage, progress.step), moment)
+        final = list(ends)[-1][0]
+        steps += [end - begun for ((stage, n), begun), (_, end) in pairwise(ends.items()) if stage == final and n]
+    return statistics.median(steps), max(min(each) for each in zip(*runs[1:], strict=True))
 
 
 COMMANDS = {

@@ -57,6 +57,39 @@ def test_every_family_runs_the_whole_cascade(name, folders, enlarger):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+def test_the_work_of_every_family_ends_at_the_next_block(name, folders, enlarger):
+    base = load(folders[name], "cpu")
+    cascade = DiffusersCascade(base, enlarger, Settings(base_model=str(folders[name])))
+    upscale = 1 if name in ("pixart_sigma", "sana") else 4
+    request = GenerateRequest("a red apple", seed=3, upscale=upscale, steps=1, sr_steps=1)
+    parts = [
+        part for each in (base, enlarger) for part in each.components.values() if isinstance(part, torch.nn.Module)
+    ]
+    layers = [each for part in parts for each in part.modules() if not any(each.children()) and list(each.parameters())]
+    ran, looks, end = [], [], None
+
+    def look(progress: Progress) -> None:
+        looks.append(len(ran))
+        if len(looks) == end:
+            raise KeyError("enough")
+
+    counting = [layer.register_forward_hook(lambda *call: ran.append(1)) for layer in layers]
+    try:
+        cascade.generate([request], look)
+        stretches = np.diff([0, *looks, len(ran)])
+        assert len(ran) > 60 and max(stretches) <= 16, "layers of the longest stretch that nothing ends"
+        before = looks[len(looks) // 2]
+        ran, looks, end = [], [], len(looks) // 2 + 1
+        with pytest.raises(KeyError, match="enough"):
+            cascade.generate([request], look)
+        assert len(ran) == before, "nothing runs after it"
+    finally:
+        for each in counting:
+            each.remove()
+    assert not any(each._forward_pre_hooks for part in parts for each in part.modules())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_takes_its_schedulers_and_shows_previews(name, folders):
     shared = load(folders[name], "cpu")
     for scheduler in accepted(shared):

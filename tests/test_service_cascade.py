@@ -112,14 +112,12 @@ class Enlarger(Pipeline):
         generator: list[torch.Generator],
         aug_level: float,
         callback_on_step_end: StepEnd,
-        on_tile: Callable[[], None],
         output_type: str,
     ) -> SimpleNamespace:
         noise = [torch.rand(1, generator=each).item() for each in generator]
         self.calls.append({"image": image, "steps": num_inference_steps, "aug_level": aug_level, "noise": noise})
         assert output_type == "uint8"
         self._steps(num_inference_steps, callback_on_step_end)
-        on_tile()
         return SimpleNamespace(images=[p.repeat(self.factor, axis=0).repeat(self.factor, axis=1) for p in image])
 
 
@@ -193,8 +191,7 @@ def test_steps_are_told_and_raising_there_ends_the_work() -> None:
     request = GenerateRequest("a", seed=1, upscale=16, steps=2, sr_steps=1)
     told: list[Progress] = []
     one(cascade, request, told.append)
-    steps = dict.fromkeys((each.stage, each.step, each.steps) for each in told)  # tiles repeat the step they are in
-    assert list(steps) == [
+    assert [(each.stage, each.step, each.steps) for each in told] == [
         ("base", 0, 2),
         ("base", 1, 2),
         ("base", 2, 2),

@@ -46,6 +46,7 @@ GUIDANCE = "a number from 0 to 20 or null"
         ({"prompt": None}, "prompt", "null", TEXT),
         ({"prompt": ["a"]}, "prompt", '["a"]', TEXT),
         ({"prompt": "a\x00b"}, "prompt", '"a\\u0000b"', TEXT),
+        ({"prompt": "a\ufffe"}, "prompt", '"a\ufffe"', TEXT),
         ({"prompt": "a", "negative_prompt": "b" * 51}, "negative_prompt", '"' + "b" * 51 + '"', None),
         ({"prompt": "a", "seed": -1}, "seed", "-1", SEED),
         ({"prompt": "a", "seed": 2**32}, "seed", "4294967296", SEED),

@@ -136,16 +136,40 @@ def test_all_of_a_batch_cancelled_ends_it_at_the_next_step(tmp_path: Path) -> No
         server.hold()
         mates = [begin(server, name, steps=50) for name in ("a", "b")]
         wait_until(server.begun)
+        asked = time.monotonic()
         for each in mates:
             server.client.delete(each)
         wait_until(lambda: server.heard(2))
+        heard = time.monotonic()
         server.go()
+        going = time.monotonic()
         wait_until(lambda: not server.pool.workers[0].busy)
+        idle = time.monotonic()
         figures = server.client.get("/metrics").text
     assert server.log() == ["begun a+b", "stopped a+b by Stop"]
     assert "step a+b" not in (tmp_path / "log").read_text(), "the step in hand was the last"
     assert "service_cancellations_total 2.0" in figures
     assert "service_cancel_to_idle_seconds_count 1.0" in figures
+    told = next(float(line.split()[1]) for line in figures.splitlines() if "cancel_to_idle_seconds_sum" in line)
+    assert going - heard <= told <= idle - asked, "from the last cancellation as the server gets it"
+
+
+def test_request_is_cancelled_while_its_picture_is_written(server: Running) -> None:
+    written, loop = threading.Event(), server.pool.workers[0]._loop
+    for _ in range(64):  # all of the threads that write files
+        loop.call_soon_threadsafe(loop.run_in_executor, None, written.wait)
+    location = begin(server, "a")
+    wait_until(lambda: server.log() == ["begun a", "done a"] and not server.pool.workers[0].busy)
+    assert state(server, location) == "running"
+    record = server.app.state.records._records[location.rpartition("/")[2]]
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(server.client.delete, location)
+        try:
+            wait_until(lambda: record.unwanted)
+        finally:
+            written.set()
+        assert answer.result(20).json()["state"] == "cancelled"
+    assert server.client.get(location + "/pictures/0").status_code == 409
 
 
 def test_time_that_is_up_is_504_and_stops_the_work(tmp_path: Path) -> None:

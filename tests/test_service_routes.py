@@ -141,7 +141,7 @@ def test_openais_own_client_works(server: Running) -> None:
         assert events[-1].type == "image_generation.completed"
         assert base64.b64decode(events[-1].b64_json)[8:12] == b"WEBP"
         assert [model.id for model in client.models.list()] == ["fake"]
-        for wrong in ({"size": "100x100"}, {"prompt": " "}, {"n": 9}):
+        for wrong in ({"size": "100x100"}, {"prompt": " "}, {"prompt": "a\x07"}, {"n": 9}):
             with pytest.raises(APIStatusError, match="accepted") as refused:
                 client.images.generate(**{"prompt": "a", **wrong})  # type: ignore[call-overload]
             assert refused.value.status_code == 422

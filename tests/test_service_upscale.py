@@ -43,7 +43,7 @@ def test_progress_names_each_pass_and_ends_whole(upscaler: Upscaler) -> None:
     seen: list[Progress] = []
     upscaler.upscale([picture(1, 4)], [7], UpscaleOptions(16, steps=1), seen.append)
     first = [p for p in seen if p.stage == "x4"]
-    assert [p.step for p in first] == list(range(first[0].steps + 1))
+    assert list(dict.fromkeys(p.step for p in first)) == list(range(first[0].steps + 1))
     assert [p.stage for p in seen] == ["x4"] * len(first) + ["x16"] * (len(seen) - len(first))
     assert seen[-1].step == seen[-1].steps
 

@@ -3,9 +3,15 @@
 import numpy as np
 import pytest
 
-from sr3.enlarge import WHITE, auto_steps, enlarge, enlarge_batch, evaluations, spread
+import sr3
+from sr3.enlarge import WHITE, auto_steps, enlarge, enlarge_batch, evaluations, filled, spread
 from sr3.images import Picture
 from sr3.tiling import Tiling
+
+
+@pytest.fixture(scope="module")
+def bundled():
+    return sr3.load(device="cpu")
 
 
 def noise(channels: int, dtype=np.uint8) -> np.ndarray:
@@ -38,6 +44,32 @@ def test_what_is_invisible_does_not_shine_through(small_pipeline):
     second[:6, :, :3] = 255 - second[:6, :, :3]
     results = [enlarge(small_pipeline, Picture(p), steps=1).pixels for p in (first, second)]
     assert np.array_equal(*results)
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+@pytest.mark.parametrize("colour", [(120,), (180, 30, 40)])
+def test_hard_edges_of_transparency_have_no_lines_beside_them(bundled, colour, steps):
+    picture = np.zeros((48, 48, len(colour) + 1), np.uint8)
+    picture[12:36, 12:36] = (*colour, 255)
+    large = enlarge(bundled, Picture(picture), steps=steps, seed=1).pixels.astype(int)
+    cover = large[..., -1]
+    assert np.abs(large[..., :-1] - colour)[cover > 0].max() <= 4
+    assert (cover[52:140, 52:140] == 255).all(), "a pixel of the small picture from the edge"
+    cover[44:148, 44:148] = 0
+    assert not cover.any()
+
+
+def test_colours_go_on_where_they_are_invisible():
+    shades = np.linspace(0, 60000, 31)[:, None] * np.ones(20)
+    picture = np.dstack([shades, 60000 - shades, np.full_like(shades, 65535)]).astype(np.uint16)
+    assert np.array_equal(filled(picture, 65535), picture[..., :2]), "all of it is visible"
+    hidden = picture.copy()
+    hidden[5:25, 4:16] = (9999, 1, 0)
+    assert np.abs(filled(hidden, 65535) - picture[..., :2].astype(float)).max() < 12000
+    hidden = picture.copy()
+    hidden[15, 10] = (65535, 65535, 655)
+    assert np.abs(filled(hidden, 65535) - picture[..., :2].astype(float)).max() < 2000, "a hundredth of its own"
+    assert not filled(np.full((9, 7, 2), (200, 0), np.uint8), 255).any(), "none of it is"
 
 
 def test_sixteen_times_is_two_passes(small_pipeline):
