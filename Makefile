@@ -45,12 +45,12 @@ weights-ldm: .venv/test
 weights-sr3: .venv/test
 	$(BIN)/python -m ldm.corpus --render $(RUN)/drawings --size 256 --everyday-only
 	$(BIN)/python -m sr3.corpus --pack $(RUN)/crops.safetensors --folders $(RUN)/drawings \
-		--held-out $(RUN)/held_out --skip-bad
+		--held-out $(RUN)/held_out --size 256 --crops 14000 --skip-bad
 	$(BIN)/python -m sr3.train --data $(RUN)/crops.safetensors --out $(RUN)/sr3-encoder --phase encoder
-	$(BIN)/python -m sr3.train --data $(RUN)/crops.safetensors --out $(RUN)/sr3-all --init $(RUN)/sr3-encoder/pipeline \
-		--mean-loss psnr
-	$(BIN)/python -m sr3.train --data $(RUN)/crops.safetensors --out $(RUN)/sr3 --init $(RUN)/sr3-all/pipeline \
-		--phase few-steps --loop.steps 5000 --loop.learning-rate 1e-4
+	$(BIN)/python -m sr3.train --data $(RUN)/crops.safetensors --out $(RUN)/sr3-fidelity --init $(RUN)/sr3-encoder/pipeline \
+		--phase encoder --mean-loss psnr-ssim --crop-size 256 --loop.batch-size 3 --loop.learning-rate 2e-4
+	$(BIN)/python -m sr3.train --data $(RUN)/crops.safetensors --out $(RUN)/sr3 --init $(RUN)/sr3-fidelity/pipeline \
+		--phase few-steps --few-steps 1 2 4 8
 	@echo "Made $(RUN)/sr3/pipeline"
 
 clean:

@@ -24,7 +24,7 @@ WRITTEN = ("PNG", "JPEG", "WEBP", "TIFF")
 LONGEST_SIDE = {"JPEG": 65_535, "WEBP": 16_383}
 SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF"}
 MAX_PIXELS = 100_000_000
-SLACK = 0.1  # beyond [-1, 1] of tensors: what a resize or a decoder overshoots by
+SLACK = 0.5  # beyond [-1, 1] of tensors: more than a resize or a decoder overshoots by
 ORIENTATION, EXIF_IFD, GPS_IFD, ICC_TAG = 0x0112, 0x8769, 0x8825, 0x8773  # EXIF and TIFF tags
 STRIP_OFFSETS = 0x0111
 # Description, maker, model, resolution, software, date, artist, host, copyright, and the directories of EXIF and GPS.

@@ -29,7 +29,7 @@ class Preset:
     dropout: float = 0.0
     paper: bool = False
     """SR3 as published: bicubic concatenated at full resolution, ε predicted, ancestral sampling."""
-    context_blocks: int = 6
+    context_blocks: int = 12
 
 
 PRESETS = {
