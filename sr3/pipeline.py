@@ -42,8 +42,9 @@ class ModelError(ValueError):
 class SR3Pipeline(DiffusionPipeline):
     """Encoder once, then `num_inference_steps` of denoising what the encoder's estimate μ misses.
 
-    `temperature` is the standard deviation of the noise to begin with (Glow, arXiv 1807.03039, section 6): less than 1
-    gives samples nearer to μ, with less texture and fewer mistakes in it. It is part of a model, chosen by evaluation.
+    `temperature` scales the residual that the steps draw: the line from μ (0) to the sample (1) is the best trade of
+    fidelity for likeness where μ is the conditional mean (Freirich, Michaeli and Meir, arXiv 2107.02555). It
+    is part of a model, chosen by evaluation.
     """
 
     model_cpu_offload_seq = "encoder->unet"
@@ -186,7 +187,7 @@ class SR3Pipeline(DiffusionPipeline):
         tiling = Tiling(tiling.size * ratio, tiling.overlap * ratio)
         scheduler = type(self.scheduler).from_config(self.scheduler.config)
         scheduler.set_timesteps(steps)
-        sample = noise.mul_(self.config.temperature * float(scheduler.init_noise_sigma))
+        sample = noise.mul_(float(scheduler.init_noise_sigma))
         takes_generator = "generator" in scheduler.step.__code__.co_varnames
         for index, timestep in enumerate(scheduler.timesteps):
             gamma = scheduler_gamma(scheduler, timestep).to(features.device).expand(len(features))
@@ -201,7 +202,7 @@ class SR3Pipeline(DiffusionPipeline):
             sample = scheduler.step(output.float(), timestep, sample, **extra).prev_sample
             if callback:
                 sample = (callback(self, index, int(timestep), {"sample": sample}) or {}).get("sample", sample)
-        return sample
+        return sample.mul_(self.config.temperature)
 
     def _cost(self, count: int) -> memory.Cost:
         """What `count` pictures take. Raises ValueError for models that no region can stand for the whole of."""

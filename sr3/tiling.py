@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-OVERLAP = 64  # at which tiles of the bundled model differ from the whole by less than a level of 255
+OVERLAP = 96  # at which tiles of the bundled model differ from the whole by less than a level of 255
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def test_a_plan_fits_its_budget_and_cuts_no_smaller_than_it_must():
     each = Cost(1600, 4000, 400)
     budgets = [int(b) for b in np.geomspace(5.2e8, 4e9, 40)]
     plans = [plan(1024, 1024, each, b) for b in budgets]
-    assert plans[-1] == Plan(Tiling(256, 64))
+    assert plans[-1] == Plan(Tiling(256, 96))
     pieces = [p.region.size if p.region else 4096 for p in plans]
     assert pieces == sorted(pieces) and len(set(pieces)) > 4
     for chosen, budget in zip(plans, budgets, strict=True):
