@@ -50,7 +50,7 @@ weights-sr3: .venv/test
 	$(BIN)/python -m sr3.train --data $(RUN)/crops.safetensors --out $(RUN)/sr3-fidelity --init $(RUN)/sr3-encoder/pipeline \
 		--phase encoder --mean-loss psnr-ssim --crop-size 256 --loop.batch-size 3 --loop.learning-rate 2e-4
 	$(BIN)/python -m sr3.train --data $(RUN)/crops.safetensors --out $(RUN)/sr3 --init $(RUN)/sr3-fidelity/pipeline \
-		--phase few-steps --few-steps 1 2 4 8
+		--phase few-steps
 	@echo "Made $(RUN)/sr3/pipeline"
 
 clean:

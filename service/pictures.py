@@ -10,6 +10,7 @@ from xml.sax.saxutils import escape
 from PIL import Image
 
 from sr3.images import LONGEST_SIDE, WRITTEN, ImageError, Picture, TooLarge, encode, read
+from sr3.images import check_format as _check_format
 
 MEDIA_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "TIFF": "image/tiff"}
 SMALLEST_SIDE = 8
@@ -54,14 +55,10 @@ def written_format(picture: Picture, wanted: str | None, factor: int = 1) -> str
 
 def check_format(picture: Picture, format: str, factor: int = 1) -> None:
     """InvalidPicture where `format` cannot hold what the picture, `factor` times as large, has."""
-    height, width = picture.pixels.shape[:2]
-    if factor * max(height, width) > LONGEST_SIDE.get(format, 2**31):
-        limit = LONGEST_SIDE[format]
-        raise InvalidPicture(f"{format} holds sides of at most {limit} pixels; choose PNG or TIFF", too_large=True)
     try:
-        encode(replace(picture, pixels=picture.pixels[:1, :1]), format)
+        _check_format(picture, format, factor)
     except ImageError as error:
-        raise InvalidPicture(str(error)) from error
+        raise InvalidPicture(str(error), too_large=isinstance(error, TooLarge)) from error
 
 
 def encode_picture(

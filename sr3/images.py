@@ -247,9 +247,10 @@ def encode(
 
 
 def check_format(picture: Picture, format: str, factor: int) -> None:
-    """Raises ImageError where `format` cannot hold what the picture, `factor` times as large, has."""
+    """Raises ImageError where `format` cannot hold what the picture, `factor` times as large, has; TooLarge where it
+    is the sides."""
     if factor * max(picture.pixels.shape[:2]) > LONGEST_SIDE.get(format, 2**31):
-        raise ImageError(f"{format} holds sides of at most {LONGEST_SIDE[format]} pixels; write PNG or TIFF")
+        raise TooLarge(f"{format} holds sides of at most {LONGEST_SIDE[format]} pixels; write PNG or TIFF")
     encode(with_pixels(picture, picture.pixels[:1, :1]), format)
 
 

@@ -49,7 +49,7 @@ class TrainConfig:
     phase: str = "all"
     """all; encoder: the encoder alone, whose iterations then take half as long; few-steps: a last phase for the
     denoiser alone, from --init, at the noise levels of --few-steps."""
-    few_steps: tuple[int, ...] = (1, 2, 4)
+    few_steps: tuple[int, ...] = (1, 2, 4, 8)
     """The numbers of steps that the phase few-steps is for."""
     mean_loss: str = "l1"
     """What μ is trained on: l1; for a last stretch psnr (the logarithm of each crop's squared error), or psnr-ssim."""
