@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from ldm.captions import Drawing
 from ldm.data import load_pack, place, sample_placement
 from ldm.loading import resolve_device
-from ldm.models import build_autoencoder, load_autoencoder
+from ldm.models import LATENT_CHANNELS, build_autoencoder, grow_autoencoder, load_autoencoder
 from sr3.loop import fit, generator
 
 if TYPE_CHECKING:
@@ -99,15 +100,18 @@ def train_autoencoder(config: "AutoencoderConfig") -> None:
     weights = np.array([2.0 if records[i].everyday else 1.0 for i in seen])
     kept = np.array([i for i, r in enumerate(records) if r.held_out])[:256]
     device = resolve_device(config.loop.device)
+    held = load_autoencoder(config.init).to(device) if config.init else None
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        autoencoder = build_autoencoder(pictures.shape[1], config.latent_channels)
-    if config.init:
-        autoencoder = load_autoencoder(config.init)
+        if held is None:
+            autoencoder = build_autoencoder(pictures.shape[1], config.latent_channels or LATENT_CHANNELS)
+        else:
+            autoencoder = grow_autoencoder(held, config.latent_channels or held.config.latent_channels)
+    first = held.config.latent_channels if held else 0
     autoencoder.set_attn_processor(AttnProcessor())
     # contiguous: group norm's backward is slow on channels-last
     model = Autoencoding(autoencoder, config.decoder_only).to(device)
-    size = autoencoder.config.sample_size // 8
+    size = autoencoder.config.sample_size // 2 ** (len(autoencoder.config.block_out_channels) - 1)
     held_out = to_tensor(placed_batch(pictures, records, kept, (config.seed, 1)))
 
     def loss(run: nn.Module, step: int, rows: slice) -> tuple[Tensor, dict[str, float]]:
@@ -120,7 +124,13 @@ def train_autoencoder(config: "AutoencoderConfig") -> None:
             output, mean, log_variance = run(images, noise)
         terms = lower_bound(images, output.float(), mean.float(), log_variance.float())
         edges = (gradients(output.float()) - gradients(images)).abs().mean()
-        value = terms["absolute_error"] + edges + config.kl_weight * terms["kl"] / mean[0].numel()
+        logarithm = ((output.float() - images) ** 2).flatten(1).mean(1).clamp(min=1e-6).log().mean()  # PSNR
+        value = terms["absolute_error"] + edges + 0.02 * logarithm + config.kl_weight * terms["kl"] / mean[0].numel()
+        if held is not None and first < mean.shape[1]:
+            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+                target = held.encode(images).latent_dist.mean
+            terms["held"] = F.mse_loss(mean[:, :first].float(), target.float())
+            value = value + terms["held"]
         return value, {k: float(v.detach()) for k, v in terms.items()}
 
     @torch.no_grad()

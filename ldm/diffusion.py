@@ -22,6 +22,7 @@ from ldm.models import (
     assemble,
     build_text_encoder,
     build_unet,
+    grow_unet,
     load_autoencoder,
     save,
     train_tokenizer,
@@ -138,11 +139,14 @@ class Samples:
 def starting_pipeline(
     config: "DiffusionConfig", autoencoder: AutoencoderKL, samples: Samples
 ) -> StableDiffusionPipeline:
-    """The pipeline to train: of `config.init` with this autoencoder, or new."""
+    """The pipeline to train: of `config.init` with this autoencoder, or new. Its U-Net grows with the latents."""
     if config.init:
-        return StableDiffusionPipeline.from_pretrained(
+        found = StableDiffusionPipeline.from_pretrained(
             config.init, vae=autoencoder, dtype=torch.float32, use_safetensors=True, local_files_only=True
         )
+        if found.unet.config.in_channels < autoencoder.config.latent_channels:
+            found.register_modules(unet=grow_unet(found.unet, autoencoder.config.latent_channels))
+        return found
     tokenizer = train_tokenizer(samples.all_captions())
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)

@@ -1,7 +1,7 @@
 """The bundled model's parts: a KL autoencoder, a text encoder with its tokenizer, and a latent U-Net."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 TEXT_LENGTH = 40
 TEXT_WIDTH = 192
+LATENT_CHANNELS = 48
+NARROW = -6  # log-variance of the posterior to begin with: a wide one lets the decoder learn to ignore the latents
 
 # Nichol and Dhariwal's cosine schedule (arXiv 2102.09672, equation 17), shifted to end in pure noise, with
 # v-prediction (Salimans and Ho, arXiv 2202.00512).
@@ -30,7 +32,7 @@ NOISE_SCHEDULE: dict[str, Any] = {
 }
 
 
-def build_autoencoder(size: int = 64, latent_channels: int = 12) -> AutoencoderKL:
+def build_autoencoder(size: int = 64, latent_channels: int = LATENT_CHANNELS) -> AutoencoderKL:
     """Images (N, 3, size, size) in [-1, 1] to latents (N, latent_channels, size/8, size/8), and back."""
     autoencoder = AutoencoderKL(
         sample_size=size,
@@ -41,10 +43,58 @@ def build_autoencoder(size: int = 64, latent_channels: int = 12) -> AutoencoderK
         layers_per_block=1,
         norm_num_groups=16,
     )
-    # Start with a narrow posterior (log-variance -6): a wide one lets the decoder learn to ignore the latents.
     with torch.no_grad():
-        autoencoder.quant_conv.bias[latent_channels:] = -6
+        autoencoder.quant_conv.bias[latent_channels:] = NARROW
     return autoencoder
+
+
+def _grown(old: Any, places: Mapping[str, tuple[Sequence[int], Sequence[int]]], **sizes: int) -> Any:
+    """`old` with other `sizes` in its configuration. Of each convolution in `places`, which these make larger, the old
+    outputs and inputs become those listed, and those outputs do not see the other inputs."""
+    new = type(old).from_config({**old.config, **sizes})
+    state = new.state_dict()
+    for name, value in old.state_dict().items():
+        layer, _, kind = name.rpartition(".")
+        if layer not in places:
+            state[name] = value
+            continue
+        outputs, inputs = (torch.tensor(list(each)) for each in places[layer])
+        state[name][outputs] = 0
+        state[name][(outputs[:, None], inputs) if kind == "weight" else outputs] = value
+    new.load_state_dict(state)
+    return new.train(old.training)
+
+
+def grow_autoencoder(old: AutoencoderKL, latent_channels: int) -> AutoencoderKL:
+    """The same autoencoder with more latent channels: its own come first, and its decoder does not see the others yet.
+
+    Raises ValueError for fewer channels than it has.
+    """
+    had = old.config.latent_channels
+    if latent_channels < had:
+        raise ValueError(f"latent_channels is {latent_channels}, but the autoencoder of init has {had}")
+    first, decoder = range(had), range(old.decoder.conv_in.out_channels)
+    moments = [*first, *range(latent_channels, latent_channels + had)]  # means, then log-variances
+    places = {
+        "encoder.conv_out": (moments, range(old.encoder.conv_out.in_channels)),
+        "quant_conv": (moments, moments),
+        "post_quant_conv": (first, first),
+        "decoder.conv_in": (decoder, first),
+    }
+    grown: AutoencoderKL = _grown(old, places, latent_channels=latent_channels)
+    with torch.no_grad():
+        grown.quant_conv.bias[latent_channels + had :] = NARROW
+    return grown
+
+
+def grow_unet(old: UNet2DConditionModel, latent_channels: int) -> UNet2DConditionModel:
+    """The same U-Net for more latent channels: it sees and predicts its own as before, and 0 for the others."""
+    width, first = old.config.block_out_channels[0], range(old.config.in_channels)
+    places = {"conv_in": (range(width), first), "conv_out": (first, range(width))}
+    grown: UNet2DConditionModel = _grown(old, places, in_channels=latent_channels, out_channels=latent_channels)
+    with torch.no_grad():
+        grown.conv_out.weight[len(first) :] = grown.conv_out.bias[len(first) :] = 0
+    return grown
 
 
 def load_autoencoder(folder: Path) -> AutoencoderKL:
@@ -54,7 +104,7 @@ def load_autoencoder(folder: Path) -> AutoencoderKL:
     return AutoencoderKL.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, local_files_only=True)
 
 
-def build_unet(size: int = 8, latent_channels: int = 12) -> UNet2DConditionModel:
+def build_unet(size: int = 8, latent_channels: int = LATENT_CHANNELS) -> UNet2DConditionModel:
     """Noisy latents (N, latent_channels, size, size), a timestep and text (N, TEXT_LENGTH, TEXT_WIDTH) to v."""
     return UNet2DConditionModel(
         sample_size=size,

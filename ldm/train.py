@@ -22,10 +22,11 @@ class AutoencoderConfig:
     pack: Path
     out: Path
     init: Path | None = None
-    """A `vae` directory to start from."""
+    """A `vae` directory to start from. Its latents are held where `latent_channels` adds others to them."""
     decoder_only: bool = False
     """Freeze the encoder of `init`, so that its latents stay valid for an existing U-Net."""
-    latent_channels: int = 12
+    latent_channels: int | None = None
+    """Those of `init` if not given, and 48 without it."""
     kl_weight: float = 1e-3
     """Of the Kullback-Leibler term in nats per latent number, against the mean absolute error."""
     seed: int = 0

@@ -27,8 +27,8 @@ _STATUS_EXAMPLE = {"id": "0d1f…", "state": "queued", "created": 1760000000, "p
 PICTURE_ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The picture, or what else Accept chose. A PNG's text has `parameters`, as AUTOMATIC1111 writes "
-        "it, and `settings`, JSON; JPEG and WebP have the same in XMP and EXIF. As events: `status` (state, place, "
-        "stage, step of steps), `preview` (a small picture as a data URL), and `done`, `error` or `cancelled`.",
+        "it, and `settings`, JSON; JPEG, WebP and TIFF have the same in XMP and EXIF. As events: `status` (state, "
+        "place, stage, step of steps), `preview` (a small picture as a data URL), and `done`, `error` or `cancelled`.",
         "content": {
             "image/png": _BINARY,
             "image/jpeg": _BINARY,

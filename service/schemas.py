@@ -118,7 +118,7 @@ class GenerateBody(BaseModel):
     sr_scheduler: str | None = Field(
         default=None, min_length=1, max_length=40, description="of each enlargement, by name", examples=["DDIM"]
     )
-    format: Literal["png", "jpeg", "webp"] | None = Field(
+    format: Literal["png", "jpeg", "webp", "tiff"] | None = Field(
         default=None, description="of the file; null: what Accept names, else png", examples=["png"]
     )
     quality: int = Field(default=95, ge=1, le=100, description="of JPEG and WebP", examples=[95])

@@ -25,7 +25,7 @@ LONGEST_SIDE = {"JPEG": 65_535, "WEBP": 16_383}
 SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF"}
 MAX_PIXELS = 100_000_000
 SLACK = 0.5  # beyond [-1, 1] of tensors: more than a resize or a decoder overshoots by
-ORIENTATION, EXIF_IFD, GPS_IFD, ICC_TAG = 0x0112, 0x8769, 0x8825, 0x8773  # EXIF and TIFF tags
+ORIENTATION, EXIF_IFD, GPS_IFD, ICC_TAG, XMP_TAG = 0x0112, 0x8769, 0x8825, 0x8773, 700  # EXIF and TIFF tags
 STRIP_OFFSETS = 0x0111
 # Description, maker, model, resolution, software, date, artist, host, copyright, and the directories of EXIF and GPS.
 DESCRIPTIVE = {
@@ -228,7 +228,7 @@ def encode(
     if max(pixels.shape[:2]) > LONGEST_SIDE.get(format, 2**31):
         raise ImageError(f"{format} holds sides of at most {LONGEST_SIDE[format]} pixels; write PNG or TIFF")
     if deep:
-        return _encode_deep(picture, format, text or {})
+        return _encode_deep(picture, format, text or {}, xmp)
     mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[channels]
     image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels, mode)
     options: dict[str, object] = {"icc_profile": picture.icc} if picture.icc else {}
@@ -238,6 +238,8 @@ def encode(
         options |= {"pnginfo": _png_text(text or {}), "compress_level": 4}
     elif format in ("JPEG", "WEBP"):
         options |= {"quality": quality} | ({"xmp": xmp} if xmp else {})
+    elif xmp:
+        options["tiffinfo"] = {XMP_TAG: xmp}
     buffer = io.BytesIO()
     try:
         image.save(buffer, format, **options)
@@ -263,7 +265,7 @@ def _png_text(text: dict[str, str]) -> PngInfo:
     return info
 
 
-def _encode_deep(picture: Picture, format: str, text: dict[str, str]) -> bytes:
+def _encode_deep(picture: Picture, format: str, text: dict[str, str], xmp: bytes | None) -> bytes:
     """Sixteen bits, which Pillow does not write, through OpenCV, which writes no profile, EXIF or text."""
     import cv2
 
@@ -272,7 +274,7 @@ def _encode_deep(picture: Picture, format: str, text: dict[str, str]) -> bytes:
     if not done:
         raise ImageError(f"the picture could not be written as {format}")
     written = data.tobytes()
-    return _png_with(written, picture, text) if format == "PNG" else _tiff_with(written, picture)
+    return _png_with(written, picture, text) if format == "PNG" else _tiff_with(written, picture, xmp)
 
 
 def _png_with(png: bytes, picture: Picture, text: dict[str, str]) -> bytes:
@@ -289,16 +291,17 @@ def _png_with(png: bytes, picture: Picture, text: dict[str, str]) -> bytes:
     return png[:header] + made + png[header:]
 
 
-def _tiff_with(tiff: bytes, picture: Picture) -> bytes:
-    """The TIFF with profile and EXIF: behind a directory that has their entries too."""
-    if not picture.icc and not picture.exif:
+def _tiff_with(tiff: bytes, picture: Picture, xmp: bytes | None) -> bytes:
+    """The TIFF with profile, EXIF and XMP: behind a directory that has their entries too."""
+    blocks = {tag: data for tag, data in ((ICC_TAG, picture.icc), (XMP_TAG, xmp)) if data}
+    if not blocks and not picture.exif:
         return tiff
     with Image.open(io.BytesIO(tiff), formats=("TIFF",)) as file:
         directory = file.tag_v2  # type: ignore[attr-defined]
         dict(directory)  # Pillow reads an entry when it is asked for, and writes those that were read
-        if picture.icc:
-            directory.tagtype[ICC_TAG] = 7  # bytes of no further type
-            directory[ICC_TAG] = picture.icc
+        for tag, data in blocks.items():
+            directory.tagtype[tag] = 7  # bytes of no further type
+            directory[tag] = data
         if picture.exif:
             exif = Image.Exif()
             exif.load(picture.exif)

@@ -1,7 +1,7 @@
 """The bars of the service, by hand: `python -m tests.bench_service COMMAND [--size N] [--fake]`. Prints Markdown.
 
-throughput    serving against calling the cascade directly: pictures a second, and whether they are the same; --row
-              UPSCALE CLIENTS measures one case alone
+throughput    serving against calling the cascade directly: seconds and processor seconds a picture, and whether they
+              are the same; --row UPSCALE CLIENTS measures one case alone
 health        /healthz under a full queue: median, P99
 clients       32 clients with keys: none lost, none twice, how equal their shares are
 memory        SIZE mixed requests: the server's and the worker's memory before and after, restarts
@@ -104,30 +104,41 @@ def throughput(size: int, fake: bool, row: tuple[int, int] | None = None) -> Non
 
     settings = load_settings([])
     cascade = load_cascade(settings)
-    print("| upscale | clients | batch | HTTP, s a picture | direct, s | direct/HTTP (quartiles) | files that differ |")
-    print("|---|---|---|---|---|---|---|")
+    print("| upscale | clients | batch | HTTP, s | direct, s | direct/HTTP (quartiles) |", end="")
+    print(
+        " HTTP, processor s | direct, processor s | direct/HTTP (quartiles) | files that differ |\n" + "|---" * 10 + "|"
+    )
     rows = [(upscale, clients) for upscale in (1, 4) for clients in (1, 2 * settings.max_batch)]
-    with server(False):
+    with server(False) as process:
+        running = [process, *process.children(recursive=True)]
         for upscale, clients in [row] if row else rows:
             batch, stretch, differing = (1, 2, 0) if clients == 1 else (settings.max_batch, 2 * clients, 0)
-            spent: list[tuple[float, float]] = []
+            turns: list[tuple[np.ndarray, np.ndarray]] = []
             for _ in range(size):
-                served, seconds = ask_for(stretch, upscale, clients)
-                begun = time.perf_counter()
+                served, over_http = ask_for(stretch, upscale, clients, running)
+                begun = clock([psutil.Process()])
                 direct = draw(cascade, stretch, upscale, batch)
-                spent.append((seconds / stretch, (time.perf_counter() - begun) / stretch))
+                turns.append((over_http, clock([psutil.Process()]) - begun))
                 differing += sum(a != b for a, b in zip(served, direct, strict=True))
-            over_http, directly = map(statistics.median, zip(*spent[1:], strict=True))  # the first warms up
-            first, ratio, third = statistics.quantiles([direct / http for http, direct in spent[1:]], n=4)
-            shown = f"{over_http:.3f} | {directly:.3f} | {ratio:.3f} ({first:.3f} to {third:.3f})"
-            print(f"| {upscale} | {clients} | {batch} | {shown} | {differing} of {size * stretch} |", flush=True)
+            spent = np.array(turns[1:]) / stretch  # (turns, HTTP or direct, wall or processor); the first warms up
+            shown = []
+            for (over_http, directly), each in zip(np.median(spent, axis=0).T, spent.transpose(2, 1, 0), strict=True):
+                first, ratio, third = np.quantile(each[1] / each[0], (0.25, 0.5, 0.75))
+                shown.append(f"{over_http:.3f} | {directly:.3f} | {ratio:.3f} ({first:.3f} to {third:.3f})")
+            cells = " | ".join(shown)
+            print(f"| {upscale} | {clients} | {batch} | {cells} | {differing} of {size * stretch} |", flush=True)
 
 
-def ask_for(size: int, upscale: int, clients: int) -> tuple[list[bytes], float]:
-    """The files of seeds 0 to `size` from the server, and in how many seconds so many are made while all clients ask:
-    a few more go before and come after, without which the first batch and the last would not be full."""
+def clock(processes: list[psutil.Process]) -> np.ndarray:
+    """Now, and the seconds that the processes have had of a processor: (2,)."""
+    return np.array([time.perf_counter(), sum(sum(each.cpu_times()[:2]) for each in processes)])
+
+
+def ask_for(size: int, upscale: int, clients: int, running: list[psutil.Process]) -> tuple[list[bytes], np.ndarray]:
+    """The files of seeds 0 to `size` from the server, and what `clock` shows to pass while so many are made and all
+    clients ask: a few more go before and come after, without which the first batch and the last would not be full."""
     files: dict[int, bytes] = {}
-    ended: list[float] = []
+    ended: list[np.ndarray] = []
     seeds = iter(range(size + 2 * clients - 1))
 
     def ask() -> None:
@@ -137,7 +148,7 @@ def ask_for(size: int, upscale: int, clients: int) -> tuple[list[bytes], float]:
             client.request("POST", f"/generate?upscale={upscale}", body, {"content-type": "application/json"})
             answer = client.getresponse()
             files[seed] = answer.read()
-            ended.append(time.perf_counter())
+            ended.append(clock(running))
             assert answer.status == 200, files[seed]
 
     with ThreadPoolExecutor(clients) as pool:

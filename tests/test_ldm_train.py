@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
@@ -19,7 +20,7 @@ from ldm.captions import Drawing
 from ldm.data import save_pack
 from ldm.diffusion import shifted_timesteps, velocity
 from ldm.loading import ModelError, load
-from ldm.models import TEXT_LENGTH, train_tokenizer
+from ldm.models import TEXT_LENGTH, TEXT_WIDTH, grow_autoencoder, grow_unet, train_tokenizer
 from ldm.train import AutoencoderConfig, DiffusionConfig, _from_json, main
 from sr3.loop import LoopConfig
 
@@ -201,3 +202,37 @@ def test_wrong_models_are_named(stages, tmp_path, caplog):
         load(spoiled)
     with pytest.raises(ModelError, match="nobody/nothing cannot be loaded"):
         load("nobody/nothing")
+
+
+@pytest.mark.filterwarnings("ignore:The config attributes")
+def test_a_model_grown_by_latent_channels_draws_what_it_drew():
+    pipeline = load(Path("ldm/weights"), "cpu")
+    old, unet = pipeline.vae.float(), pipeline.unet.float()
+    grown = grow_autoencoder(old, 16)
+    image, text = torch.rand(1, 3, 64, 64) * 2 - 1, torch.randn(1, TEXT_LENGTH, TEXT_WIDTH)
+    with torch.no_grad():
+        before, after = old.encode(image).latent_dist, grown.encode(image).latent_dist
+        assert torch.equal(after.mean[:, :12], before.mean) and torch.equal(after.std[:, :12], before.std)
+        assert after.std[:, 12:].max() < 0.1
+        assert torch.allclose(grown.decode(after.mean).sample, old.decode(before.mean).sample, atol=1e-5)
+        wanted, found = (
+            net(latents, 500, text, added_cond_kwargs={}).sample
+            for net, latents in ((unet, before.mean), (grow_unet(unet, 16), after.mean))
+        )
+    assert torch.allclose(found[:, :12], wanted, atol=1e-5) and not found[:, 12:].any()
+    with pytest.raises(ValueError, match="init has 12"):
+        grow_autoencoder(old, 8)
+
+
+def test_more_latent_channels_keep_those_that_were_there(pack, stages, tmp_path):
+    vae = stages[0] / "vae"
+    loop = replace(LOOP, steps=30, save_every=30, learning_rate=1e-3)
+    main(AutoencoderConfig(pack, tmp_path / "ae", init=vae, latent_channels=6, loop=loop))
+    grown = AutoencoderKL.from_pretrained(tmp_path / "ae" / "vae")
+    image = torch.rand(2, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        held = AutoencoderKL.from_pretrained(vae).encode(image).latent_dist.mean
+        assert F.mse_loss(grown.encode(image).latent_dist.mean[:, :4], held) < 0.1 * held.var()
+    init = stages[1] / "pipeline"
+    main(DiffusionConfig(pack, tmp_path / "diffusion", tmp_path / "ae" / "vae", init=init, variants=1, loop=LOOP))
+    assert load(tmp_path / "diffusion" / "pipeline", "cpu").unet.config.out_channels == 6

@@ -23,7 +23,7 @@ def pixels(height: int = 8, width: int = 8, channels: int = 3, dtype: type = np.
     return np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (height, width, channels), dtype, endpoint=True)
 
 
-@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF"])
 def test_metadata_is_read_back_from_every_format(format: str) -> None:
     data = encode_picture(Picture(pixels()), format, 90, METADATA)
     assert read_metadata(data) == METADATA
@@ -31,8 +31,12 @@ def test_metadata_is_read_back_from_every_format(format: str) -> None:
         assert file.format == format
 
 
-def test_sixteen_bits_carry_metadata_too() -> None:
-    assert read_metadata(encode_picture(Picture(pixels(dtype=np.uint16)), "PNG", metadata=METADATA)) == METADATA
+@pytest.mark.parametrize("format", ["PNG", "TIFF"])
+def test_sixteen_bits_carry_metadata_too(format: str) -> None:
+    picture = Picture(pixels(dtype=np.uint16))
+    data = encode_picture(picture, format, metadata=METADATA)
+    assert read_metadata(data) == METADATA
+    assert np.array_equal(decode_picture(data, 64).pixels, picture.pixels)
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF"])
