@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import itertools
-import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +11,7 @@ import cv2
 import numpy as np
 import tyro
 
+from degradation.arguments import parse_arguments
 from degradation.captions import parse_step
 from degradation.draw import sample_plan
 from degradation.gallery import Gallery, apply_by_hand, draw_gallery, replay_gallery
@@ -73,8 +70,7 @@ class Options:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit code. Every error is one line on stderr and the code 2."""
     try:
-        options = _parse(sys.argv[1:] if arguments is None else arguments)
-        run(options)
+        run(parse_arguments(Options, "degradation.preview", arguments=arguments))
     except ValueError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -184,23 +180,6 @@ def _encode(path: Path, sheet: np.ndarray) -> bytes:
         raise ValueError(f"{path}: a sheet is a .png, .jpg or .webp file")
     _, data = cv2.imencode(path.suffix.lower(), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
     return data.tobytes()
-
-
-def _parse(arguments: list[str]) -> Options:
-    """The command line as Options; tyro's boxed complaint becomes the message of a ValueError."""
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            return tyro.cli(Options, args=arguments, prog="python -m degradation.preview")
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", complaint.getvalue())  # no colours
-    lines = [line.strip(" │╭╮╰╯─") for line in plain.splitlines()]
-    _, *said = [line for line in lines if line.strip("-")] or [""]  # the first is the box's title
-    ends = ("For full helptext", "Argument helptext")
-    said = list(itertools.takewhile(lambda line: not line.startswith(ends), said))
-    raise ValueError(" ".join(said) or "the command line was not understood (--help tells more)")
 
 
 if __name__ == "__main__":

@@ -222,6 +222,6 @@ def main(config: CorpusConfig) -> int:
 
 
 if __name__ == "__main__":
-    import tyro
+    from degradation.arguments import run_command
 
-    sys.exit(main(tyro.cli(CorpusConfig, description=__doc__)))
+    sys.exit(run_command(main, CorpusConfig, "ldm.corpus", __doc__))

@@ -215,6 +215,6 @@ def main(config: EvaluateConfig) -> int:
 
 
 if __name__ == "__main__":
-    import tyro
+    from degradation.arguments import run_command
 
-    sys.exit(main(tyro.cli(EvaluateConfig, description=__doc__)))
+    sys.exit(run_command(main, EvaluateConfig, "ldm.evaluate", __doc__))

@@ -111,6 +111,6 @@ def main(config: GuideConfig) -> int:
 
 
 if __name__ == "__main__":
-    import tyro
+    from degradation.arguments import run_command
 
-    sys.exit(main(tyro.cli(GuideConfig, description=__doc__)))
+    sys.exit(run_command(main, GuideConfig, "ldm.guide", __doc__))

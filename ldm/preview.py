@@ -151,6 +151,6 @@ def main(config: PreviewConfig) -> int:
 
 
 if __name__ == "__main__":
-    import tyro
+    from degradation.arguments import run_command
 
-    sys.exit(main(tyro.cli(PreviewConfig, description=__doc__)))
+    sys.exit(run_command(main, PreviewConfig, "ldm.preview", __doc__))

@@ -142,6 +142,8 @@ def _from_arguments(arguments: list[str]) -> Config:
         return _from_json(Path(arguments[1]))
     import tyro
 
+    from degradation.arguments import parse_arguments
+
     if arguments and arguments[0].startswith("--init"):
         arguments = ["finetune", *arguments]
     kinds: Any = (
@@ -150,7 +152,7 @@ def _from_arguments(arguments: list[str]) -> Config:
         | Annotated[ClassifierConfig, tyro.conf.subcommand("classifier")]
         | Annotated[FinetuneConfig, tyro.conf.subcommand("finetune")]
     )
-    return tyro.cli(kinds, args=arguments, prog="python -m ldm.train", description=__doc__)
+    return parse_arguments(kinds, "ldm.train", __doc__, arguments)
 
 
 if __name__ == "__main__":

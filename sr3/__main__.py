@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from degradation.arguments import parse_arguments
 from sr3 import memory
 from sr3.images import ImageError, Picture, check_format, format_of, read, write
 
@@ -131,9 +132,8 @@ def run(options: Options) -> None:
 
 
 def main() -> int:
-    options = tyro.cli(Options, prog="python -m sr3", description=__doc__)
     try:
-        run(options)
+        run(parse_arguments(Options, "sr3", __doc__))
     except ValueError as error:
         print(f"sr3: {error}", file=sys.stderr)
         return 2

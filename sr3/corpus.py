@@ -234,6 +234,6 @@ def manifest(sources: Sequence[Source]) -> list[dict[str, object]]:
 
 
 if __name__ == "__main__":
-    import tyro
+    from degradation.arguments import run_command
 
-    sys.exit(main(tyro.cli(CorpusConfig, prog="python -m sr3.corpus", description=__doc__)))
+    sys.exit(run_command(main, CorpusConfig, "sr3.corpus", __doc__))

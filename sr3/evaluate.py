@@ -245,10 +245,10 @@ def mean(each: dict[str, dict[str, float]]) -> dict[str, float]:
 
 
 def main() -> int:
-    import tyro
+    from degradation.arguments import parse_arguments
 
-    config = tyro.cli(EvaluateConfig, prog="python -m sr3.evaluate", description=__doc__)
     try:
+        config = parse_arguments(EvaluateConfig, "sr3.evaluate", __doc__)
         results, values = evaluate(config)
         print(table(results))
         if config.markdown:

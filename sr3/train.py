@@ -243,9 +243,9 @@ def main() -> int:
         if len(sys.argv) == 3 and sys.argv[1] == "--config":
             config = from_json(Path(sys.argv[2]))
         else:
-            import tyro
+            from degradation.arguments import parse_arguments
 
-            config = tyro.cli(TrainConfig, prog="python -m sr3.train", description=__doc__)
+            config = parse_arguments(TrainConfig, "sr3.train", __doc__)
         train(config)
     except (ValueError, OSError) as error:
         print(f"sr3.train: {error}", file=sys.stderr)
