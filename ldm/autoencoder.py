@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ldm.captions import Drawing
 from ldm.data import load_pack, place, sample_placement
 from ldm.loading import resolve_device
-from ldm.models import LATENT_CHANNELS, build_autoencoder, grow_autoencoder, load_autoencoder
+from ldm.models import FACTOR, LATENT_CHANNELS, build_autoencoder, grow_autoencoder, load_autoencoder
 from sr3.loop import fit, generator
 
 if TYPE_CHECKING:
@@ -90,43 +90,56 @@ def encode_all(autoencoder: AutoencoderKL, placed: np.ndarray, batch: int = 256)
     return torch.cat(chunks) * autoencoder.config.scaling_factor
 
 
+def starting_autoencoder(config: "AutoencoderConfig", side: int) -> tuple[AutoencoderKL, AutoencoderKL | None]:
+    """The autoencoder to train, and the one whose latents its first channels keep where it grows from that one."""
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        if not config.init:
+            return build_autoencoder(side, config.latent_channels or LATENT_CHANNELS), None
+        old = load_autoencoder(config.init)
+        if config.latent_channels in (None, old.config.latent_channels):
+            return old, None
+        return grow_autoencoder(old, config.latent_channels), old
+
+
+def reconstruction_loss(images: Tensor, output: Tensor, kl: Tensor, kl_weight: float) -> Tensor:
+    """What is minimised, of images (N, 3, H, W) in [-1, 1]: the mean absolute error, the same of neighbouring pixels'
+    differences, the pictures' mean logarithm of the squared error (their PSNR), and `kl` per latent number."""
+    logarithm = ((output - images) ** 2).flatten(1).mean(1).clamp(min=1e-6).log().mean()
+    edges = (gradients(output) - gradients(images)).abs().mean()
+    return (output - images).abs().mean() + edges + 0.02 * logarithm + kl_weight * kl
+
+
 def train_autoencoder(config: "AutoencoderConfig") -> None:
-    """Train, and write OUT/vae with its scaling factor set so that latents have unit variance (with `decoder_only`
-    it stays what it was). Raises ValueError for `decoder_only` without `init`."""
-    if config.decoder_only and not config.init:
-        raise ValueError("decoder_only keeps the encoder that it starts from: give init, a vae directory")
+    """Train, and write OUT/vae with its scaling factor set so that latents have unit variance (it stays what it was
+    where the latents stay, with `decoder_only` or more of them). Raises ValueError for `decoder_only` without `init`
+    or with more latents."""
     pictures, records, _ = load_pack(config.pack)
     seen = np.array([i for i, r in enumerate(records) if not r.held_out])
     weights = np.array([2.0 if records[i].everyday else 1.0 for i in seen])
     kept = np.array([i for i, r in enumerate(records) if r.held_out])[:256]
     device = resolve_device(config.loop.device)
-    held = load_autoencoder(config.init).to(device) if config.init else None
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
-        if held is None:
-            autoencoder = build_autoencoder(pictures.shape[1], config.latent_channels or LATENT_CHANNELS)
-        else:
-            autoencoder = grow_autoencoder(held, config.latent_channels or held.config.latent_channels)
-    first = held.config.latent_channels if held else 0
+    autoencoder, held = starting_autoencoder(config, pictures.shape[1])
+    if config.decoder_only and (held or not config.init):
+        raise ValueError("decoder_only keeps the encoder that it starts from: give init, a vae directory, and no more")
+    first = held.to(device).config.latent_channels if held else 0
     autoencoder.set_attn_processor(AttnProcessor())
     # contiguous: group norm's backward is slow on channels-last
     model = Autoencoding(autoencoder, config.decoder_only).to(device)
-    size = autoencoder.config.sample_size // 2 ** (len(autoencoder.config.block_out_channels) - 1)
+    side = pictures.shape[1] // FACTOR
+    latent = (autoencoder.config.latent_channels, side, side)
     held_out = to_tensor(placed_batch(pictures, records, kept, (config.seed, 1)))
 
     def loss(run: nn.Module, step: int, rows: slice) -> tuple[Tensor, dict[str, float]]:
         rng = np.random.default_rng([config.seed, 0, step])
         chosen = rng.choice(seen, config.loop.batch_size, p=weights / weights.sum())
         images = to_tensor(placed_batch(pictures, records, chosen, (config.seed, 0, step))[rows]).to(device)
-        shape = (config.loop.batch_size, autoencoder.config.latent_channels, size, size)
-        noise = torch.randn(shape, generator=generator(config.seed, step))[rows].to(device)
+        noise = torch.randn((config.loop.batch_size, *latent), generator=generator(config.seed, step))[rows].to(device)
         with torch.autocast(device.type, torch.bfloat16):
             output, mean, log_variance = run(images, noise)
         terms = lower_bound(images, output.float(), mean.float(), log_variance.float())
-        edges = (gradients(output.float()) - gradients(images)).abs().mean()
-        logarithm = ((output.float() - images) ** 2).flatten(1).mean(1).clamp(min=1e-6).log().mean()  # PSNR
-        value = terms["absolute_error"] + edges + 0.02 * logarithm + config.kl_weight * terms["kl"] / mean[0].numel()
-        if held is not None and first < mean.shape[1]:
+        value = reconstruction_loss(images, output.float(), terms["kl"] / mean[0].numel(), config.kl_weight)
+        if held:
             with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
                 target = held.encode(images).latent_dist.mean
             terms["held"] = F.mse_loss(mean[:, :first].float(), target.float())
@@ -137,7 +150,7 @@ def train_autoencoder(config: "AutoencoderConfig") -> None:
     def on_save(step: int) -> dict[str, Tensor]:
         means = encode_all(autoencoder, ((held_out.permute(0, 2, 3, 1) + 1) * 127.5).round().byte().numpy())
         std = float((means / autoencoder.config.scaling_factor).std())
-        if not config.decoder_only:
+        if not (config.decoder_only or held):
             autoencoder.register_to_config(scaling_factor=round(1 / std, 4))
         autoencoder.save_pretrained(config.out / "vae", max_shard_size="15MB")
         output = autoencoder(held_out.to(device)).sample.float().cpu()

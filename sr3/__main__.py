@@ -45,7 +45,7 @@ class Options:
     uncertainty: Path | None = None
     """Write here, as a grey picture, how much each pixel differs between the samples: white is a standard deviation
     of 32 levels of 255 or more."""
-    tile: int = 256
+    tile: int = memory.TILE
     """Pixels on a side, 32 or more, of the tiles that a large picture is worked on in; smaller takes less memory."""
     max_memory: str | None = None
     """At most so much memory (3GB, 900MiB) for the whole program, on a GPU for its tensors; the tiles are then chosen
@@ -101,9 +101,8 @@ def run(options: Options) -> None:
     from sr3.metrics import consistency
     from sr3.pipeline import load
     from sr3.schedulers import with_scheduler
-    from sr3.tiling import OVERLAP, Tiling
 
-    tiling = Tiling(options.tile, min(OVERLAP, (options.tile - 1) // 2))
+    tiling = memory.whole(options.tile).tiling
     seed = secrets.randbelow(2**32) if options.seed is None else options.seed
     disable_progress_bar()
     pipeline = load(options.model, options.device)

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import torch
 
-from sr3.tiling import OVERLAP, Tiling
+from sr3.tiling import OVERLAP, TILE, Tiling
 
 UNITS = {"": 1, "B": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
-TILE = 256
 REGION_OVERLAP = 96  # of regions that go through all steps by themselves: what they see at a border spreads at each
 SMALLEST_TILE = 128
 REGIONS = (1024, 768, 512, 384, 256, 192, 128)

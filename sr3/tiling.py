@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+TILE = 256
 OVERLAP = 96  # at which tiles of the bundled model differ from the whole by less than a level of 255
 
 
@@ -15,7 +16,7 @@ OVERLAP = 96  # at which tiles of the bundled model differ from the whole by les
 class Tiling:
     """Sides in low-resolution pixels. A picture no larger than `size` is evaluated in one piece."""
 
-    size: int = 256
+    size: int = TILE
     overlap: int = OVERLAP
 
     def __post_init__(self) -> None:

@@ -220,6 +220,7 @@ def test_a_model_grown_by_latent_channels_draws_what_it_drew():
             for net, latents in ((unet, before.mean), (grow_unet(unet, 16), after.mean))
         )
     assert torch.allclose(found[:, :12], wanted, atol=1e-5) and not found[:, 12:].any()
+    assert grown.config.scaling_factor == old.config.scaling_factor
     with pytest.raises(ValueError, match="init has 12"):
         grow_autoencoder(old, 8)
 
@@ -229,6 +230,7 @@ def test_more_latent_channels_keep_those_that_were_there(pack, stages, tmp_path)
     loop = replace(LOOP, steps=30, save_every=30, learning_rate=1e-3)
     main(AutoencoderConfig(pack, tmp_path / "ae", init=vae, latent_channels=6, loop=loop))
     grown = AutoencoderKL.from_pretrained(tmp_path / "ae" / "vae")
+    assert grown.config.scaling_factor == AutoencoderKL.from_pretrained(vae).config.scaling_factor
     image = torch.rand(2, 3, 32, 32) * 2 - 1
     with torch.no_grad():
         held = AutoencoderKL.from_pretrained(vae).encode(image).latent_dist.mean
