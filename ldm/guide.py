@@ -79,9 +79,10 @@ def noising(pipeline: Any, latents: Tensor, config: GuideConfig) -> np.ndarray:
 
 
 def channels(latents: Tensor) -> np.ndarray:
-    """Each channel of the latents (1, C, h, w) as a grey picture, from -3 (black) to 3."""
+    """Each channel of the latents (1, C, h, w) as a grey picture, from -3 (black) to 3, twelve in a row."""
     grey = latents[0].add(3).mul(255 / 6).clamp(0, 255).byte().numpy()
-    return row([np.repeat(c[..., None], 3, axis=2) for c in grey], factor=8)
+    squares = [np.repeat(c[..., None], 3, axis=2) for c in grey]
+    return np.concatenate([row(squares[i : i + 12], factor=8) for i in range(0, len(squares), 12)])
 
 
 def main(config: GuideConfig) -> int:
