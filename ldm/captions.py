@@ -56,6 +56,7 @@ class Drawing:
     tags: tuple[str, ...] = ()
     label_zh: str = ""
     tags_zh: tuple[str, ...] = ()
+    words_zh: tuple[str, ...] = ()
     everyday: bool = False
     held_out: bool = False
     hue: str | None = None
@@ -92,9 +93,8 @@ def english(rng: np.random.Generator, drawing: Drawing, colour: str | None, grou
 
 def chinese(rng: np.random.Generator, drawing: Drawing, colour: str | None, ground: str) -> str:
     """The same in Chinese."""
-    noun = drawing.label_zh
-    if drawing.label.removesuffix(" face") in drawing.words and rng.random() < 0.5:
-        noun = noun.removesuffix("脸")
+    words = drawing.words_zh if colour and drawing.words_zh else (drawing.label_zh, *drawing.words_zh)
+    noun = _pick(rng, words)  # labels may have a colour of their own
     if colour:
         noun = CHINESE_COLOURS[colour] + "的" + noun
     text = ("一个" + noun) if rng.random() < 0.4 else noun

@@ -81,11 +81,15 @@ def fetch(package: str, version: str, cache: Path) -> tuple[Path, dict[str, str]
     return folder, {"package": package, "version": version, "licence": licence, "sha256": digest}
 
 
-def read_everyday() -> dict[str, tuple[str, ...]]:
-    """Label -> other words, from ldm/everyday.txt."""
+def read_everyday() -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Label -> other words in English, and in Chinese, from ldm/everyday.txt."""
     lines = (Path(__file__).parent / "everyday.txt").read_text().splitlines()
     pairs = [line.partition(":") for line in lines if line and not line.startswith("#")]
-    return {label: tuple(w.strip() for w in words.split(",") if w.strip()) for label, _, words in pairs}
+    return {label: (_words(words.partition("|")[0]), _words(words.partition("|")[2])) for label, _, words in pairs}
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
 def is_held_out(label: str, style: str) -> bool:
@@ -103,15 +107,17 @@ def _names(folder: Path) -> list[Drawing]:
         common = entry.get("group") in KEPT_GROUPS and not clock_face
         if not common and entry["label"] not in everyday:
             continue
+        words, words_zh = everyday.get(entry["label"], ((), ()))
         zh = chinese.get(entry["hexcode"], {"label": "", "tags": []})
         drawings.append(
             Drawing(
                 label=entry["label"],
                 style="",
-                words=everyday.get(entry["label"], ()),
+                words=words,
                 tags=tuple(entry.get("tags", ())),
                 label_zh=zh["label"],
                 tags_zh=tuple(zh.get("tags", ())),
+                words_zh=words_zh,
                 everyday=entry["label"] in everyday,
             )
         )

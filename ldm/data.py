@@ -35,10 +35,10 @@ def load_pack(path: Path) -> tuple[np.ndarray, list[Drawing], list[dict[str, str
             pictures = file.get_tensor("pictures")
     except SafetensorError as error:
         raise ValueError(f"{path} is not a safetensors file: {error}") from None
-    tuples = {"words", "tags", "tags_zh"}
+    tuples = {"words", "tags", "tags_zh", "words_zh"}
     listed: list[dict[str, Any]] = json.loads(metadata["records"])
     for record in listed:
-        record.update({k: tuple(record[k]) for k in tuples})
+        record.update({k: tuple(record.get(k, ())) for k in tuples})
     records = [Drawing(**record) for record in listed]
     return pictures, records, json.loads(metadata["manifest"])
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import ldm.corpus
-from ldm.captions import CHINESE_COLOURS, GROUNDS, HUES, STYLES, Drawing, article, caption
+from ldm.captions import CHINESE_COLOURS, GROUNDS, HUES, STYLES, Drawing, article, caption, chinese
 from ldm.corpus import CorpusConfig, fetch, is_held_out, main, read_everyday, render, single_hue, svg_of
 from ldm.data import Placement, load_pack, place, sample_placement, save_pack, turn_hue
 
@@ -83,6 +83,14 @@ def test_placements_are_drawn_as_stated():
     assert all(p.colour is None for p in (sample_placement(rng, replace(APPLE, hue=None)) for _ in range(50)))
 
 
+def test_chinese_captions_use_the_words_that_people_use():
+    rng = np.random.default_rng(0)
+    heart = Drawing("red heart", "noto", label_zh="红心", words_zh=("爱心",), hue="red")
+    plain = {chinese(rng, heart, None, "white")[-2:] for _ in range(100)}
+    assert {"红心", "爱心"} <= plain
+    assert all("蓝色的爱心" in chinese(rng, heart, "blue", "white") for _ in range(50))  # not the blue red heart
+
+
 def test_one_pair_in_twenty_is_held_out_for_good():
     held = [is_held_out(label, style) for label in read_everyday() for style in STYLES]
     assert 0.035 < np.mean(held) < 0.065
@@ -91,7 +99,8 @@ def test_one_pair_in_twenty_is_held_out_for_good():
 
 def test_everyday_names_are_many_and_distinct():
     names = read_everyday()
-    assert len(names) >= 150 and "red apple" in names and names["automobile"] == ("car",)
+    assert len(names) >= 150 and names["red apple"] == (("apple",), ("苹果",))
+    assert names["automobile"] == (("car",), ("车", "小汽车")) and names["lemon"] == ((), ())
 
 
 @pytest.fixture
@@ -125,7 +134,7 @@ def packages(tmp_path, monkeypatch) -> Path:
     keep = {p: v for p, v in ldm.corpus.VERSIONS.items() if p.split("/")[-1] in ("noto", "openmoji", "emojibase-data")}
     monkeypatch.setattr(ldm.corpus, "VERSIONS", keep)
     monkeypatch.setattr(ldm.corpus, "STYLES", {k: STYLES[k] for k in ("noto", "openmoji")})
-    monkeypatch.setattr(ldm.corpus, "read_everyday", lambda: {"red apple": ("apple",)})
+    monkeypatch.setattr(ldm.corpus, "read_everyday", lambda: {"red apple": (("apple",), ("苹果",))})
     return cache
 
 
@@ -137,6 +146,7 @@ def test_the_corpus_is_packed_with_names_licences_and_hashes(packages, tmp_path,
     ]  # fmt: skip
     assert pictures.shape == (3, 32, 32, 4)
     assert records[0].label_zh == "红苹果" and records[0].everyday and not records[2].everyday
+    assert records[0].words_zh == ("苹果",) and records[2].words_zh == ()
     assert {m["licence"] for m in manifest} == {"MIT", "Apache-2.0"} and all(len(m["sha256"]) == 64 for m in manifest)
     assert len(list((tmp_path / "drawings").glob("*__*.png"))) == 3
     assert main(CorpusConfig(cache=packages)) == 2
