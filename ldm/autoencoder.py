@@ -107,7 +107,7 @@ def reconstruction_loss(images: Tensor, output: Tensor, kl: Tensor, kl_weight: f
     differences, the pictures' mean logarithm of the squared error (their PSNR), and `kl` per latent number."""
     logarithm = ((output - images) ** 2).flatten(1).mean(1).clamp(min=1e-6).log().mean()
     edges = (gradients(output) - gradients(images)).abs().mean()
-    return (output - images).abs().mean() + edges + 0.02 * logarithm + kl_weight * kl
+    return (output - images).abs().mean() + edges + 0.1 * logarithm + kl_weight * kl
 
 
 def train_autoencoder(config: "AutoencoderConfig") -> None:

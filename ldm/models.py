@@ -18,7 +18,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 TEXT_LENGTH = 40
 TEXT_WIDTH = 192
-LATENT_CHANNELS = 48
+LATENT_CHANNELS = 12
 FACTOR = 8  # of the autoencoder
 NARROW = -6  # log-variance of the posterior to begin with: a wide one lets the decoder learn to ignore the latents
 

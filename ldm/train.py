@@ -26,8 +26,8 @@ class AutoencoderConfig:
     decoder_only: bool = False
     """Freeze the encoder of `init`, so that its latents stay valid for an existing U-Net."""
     latent_channels: int | None = None
-    """Those of `init` if not given, and 48 without it."""
-    kl_weight: float = 1e-4
+    """Those of `init` if not given, and 12 without it."""
+    kl_weight: float = 1e-3
     """Of the Kullback-Leibler term in nats per latent number, against the error."""
     seed: int = 0
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(batch_size=32, steps=12_000))

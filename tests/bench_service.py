@@ -1,7 +1,8 @@
 """The bars of the service, by hand: `python -m tests.bench_service COMMAND [--size N] [--fake]`. Prints Markdown.
 
-throughput    serving against calling the cascade directly: seconds and processor seconds a picture, and whether they
-              are the same; --row UPSCALE CLIENTS measures one case alone
+throughput    serving against calling the cascade directly: pictures a second, and whether they are the same; --row
+              UPSCALE CLIENTS measures one case alone
+added         where the time of one client's ×1 requests goes, by Server-Timing, in SIZE turns with direct calls
 health        /healthz under a full queue: median, P99
 clients       32 clients with keys: none lost, none twice, how equal their shares are
 memory        SIZE mixed requests: the server's and the worker's memory before and after, restarts
@@ -15,6 +16,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import signal
 import statistics
 import subprocess
@@ -104,41 +106,30 @@ def throughput(size: int, fake: bool, row: tuple[int, int] | None = None) -> Non
 
     settings = load_settings([])
     cascade = load_cascade(settings)
-    print("| upscale | clients | batch | HTTP, s | direct, s | direct/HTTP (quartiles) |", end="")
-    print(
-        " HTTP, processor s | direct, processor s | direct/HTTP (quartiles) | files that differ |\n" + "|---" * 10 + "|"
-    )
+    print("| upscale | clients | batch | HTTP, s a picture | direct, s | direct/HTTP (quartiles) | files that differ |")
+    print("|---|---|---|---|---|---|---|")
     rows = [(upscale, clients) for upscale in (1, 4) for clients in (1, 2 * settings.max_batch)]
-    with server(False) as process:
-        running = [process, *process.children(recursive=True)]
+    with server(False):
         for upscale, clients in [row] if row else rows:
             batch, stretch, differing = (1, 2, 0) if clients == 1 else (settings.max_batch, 2 * clients, 0)
-            turns: list[tuple[np.ndarray, np.ndarray]] = []
+            spent: list[tuple[float, float]] = []
             for _ in range(size):
-                served, over_http = ask_for(stretch, upscale, clients, running)
-                begun = clock([psutil.Process()])
+                served, seconds = ask_for(stretch, upscale, clients)
+                begun = time.perf_counter()
                 direct = draw(cascade, stretch, upscale, batch)
-                turns.append((over_http, clock([psutil.Process()]) - begun))
+                spent.append((seconds / stretch, (time.perf_counter() - begun) / stretch))
                 differing += sum(a != b for a, b in zip(served, direct, strict=True))
-            spent = np.array(turns[1:]) / stretch  # (turns, HTTP or direct, wall or processor); the first warms up
-            shown = []
-            for (over_http, directly), each in zip(np.median(spent, axis=0).T, spent.transpose(2, 1, 0), strict=True):
-                first, ratio, third = np.quantile(each[1] / each[0], (0.25, 0.5, 0.75))
-                shown.append(f"{over_http:.3f} | {directly:.3f} | {ratio:.3f} ({first:.3f} to {third:.3f})")
-            cells = " | ".join(shown)
-            print(f"| {upscale} | {clients} | {batch} | {cells} | {differing} of {size * stretch} |", flush=True)
+            over_http, directly = map(statistics.median, zip(*spent[1:], strict=True))  # the first warms up
+            first, ratio, third = statistics.quantiles([direct / http for http, direct in spent[1:]], n=4)
+            shown = f"{over_http:.3f} | {directly:.3f} | {ratio:.3f} ({first:.3f} to {third:.3f})"
+            print(f"| {upscale} | {clients} | {batch} | {shown} | {differing} of {size * stretch} |", flush=True)
 
 
-def clock(processes: list[psutil.Process]) -> np.ndarray:
-    """Now, and the seconds that the processes have had of a processor: (2,)."""
-    return np.array([time.perf_counter(), sum(sum(each.cpu_times()[:2]) for each in processes)])
-
-
-def ask_for(size: int, upscale: int, clients: int, running: list[psutil.Process]) -> tuple[list[bytes], np.ndarray]:
-    """The files of seeds 0 to `size` from the server, and what `clock` shows to pass while so many are made and all
-    clients ask: a few more go before and come after, without which the first batch and the last would not be full."""
+def ask_for(size: int, upscale: int, clients: int) -> tuple[list[bytes], float]:
+    """The files of seeds 0 to `size` from the server, and in how many seconds so many are made while all clients ask:
+    a few more go before and come after, without which the first batch and the last would not be full."""
     files: dict[int, bytes] = {}
-    ended: list[np.ndarray] = []
+    ended: list[float] = []
     seeds = iter(range(size + 2 * clients - 1))
 
     def ask() -> None:
@@ -148,7 +139,7 @@ def ask_for(size: int, upscale: int, clients: int, running: list[psutil.Process]
             client.request("POST", f"/generate?upscale={upscale}", body, {"content-type": "application/json"})
             answer = client.getresponse()
             files[seed] = answer.read()
-            ended.append(clock(running))
+            ended.append(time.perf_counter())
             assert answer.status == 200, files[seed]
 
     with ThreadPoolExecutor(clients) as pool:
@@ -167,6 +158,32 @@ def draw(cascade: Cascade, size: int, upscale: int, batch: int) -> list[bytes]:
             metadata = metadata_of(request, made.used, cascade.info().versions)
             files.append(encode_picture(Picture(made.image), metadata=metadata))
     return files
+
+
+def added(size: int, fake: bool) -> None:
+    """One request and one direct call in turn. What is neither queue, network nor encoder is HTTP and handing over."""
+    from service.cascade import load_cascade
+    from service.settings import load_settings
+
+    cascade = load_cascade(load_settings([]))
+    turns = []
+    with server(False):
+        client = HTTPConnection("127.0.0.1", PORT, timeout=600)
+        for seed in range(size + 1):  # the first warms up
+            begun = time.perf_counter()
+            body = json.dumps({"prompt": "a red apple", "seed": seed})
+            client.request("POST", "/generate?upscale=1", body, {"content-type": "application/json"})
+            answer = client.getresponse()
+            answer.read()
+            answered = time.perf_counter()
+            draw(cascade, 1, 1, 1)
+            whole, direct = 1000 * (answered - begun), 1000 * (time.perf_counter() - answered)
+            parts = re.findall(r"(\w+);dur=([\d.]+)", answer.getheader("server-timing", ""))
+            spent = {"HTTP": whole, "direct": direct, **{stage: float(each) for stage, each in parts}}
+            turns.append(spent | {"rest": whole - sum(float(each) for _, each in parts)})
+    medians = {name: statistics.median(turn[name] for turn in turns[1:]) for name in turns[0]}
+    print("| " + " | ".join(f"{name}, ms" for name in medians) + " |\n" + "|---" * len(medians) + "|")
+    print("| " + " | ".join(f"{each:.1f}" for each in medians.values()) + " |")
 
 
 def flood() -> None:
@@ -409,6 +426,7 @@ def stretches(cascade: Cascade, path: str, body: dict[str, int] | None) -> tuple
 
 COMMANDS = {
     "throughput": (throughput, 15),
+    "added": (added, 40),
     "health": (health, 2000),
     "clients": (clients, 1600),
     "memory": (memory, 1000),
