@@ -62,7 +62,7 @@ GUIDANCE = "a number from 0 to 20 or null"
         ({"prompt": "a", "aug_level": 1}, "aug_level", "1", "a number from 0 to below 1 or null"),
         ({"prompt": "a", "aug_level": -0.5}, "aug_level", "-0.5", "a number from 0 to below 1 or null"),
         ({"prompt": "a", "num_images": 9}, "num_images", "9", "an integer from 1 to 8"),
-        ({"prompt": "a", "format": "gif"}, "format", '"gif"', "png, jpeg or webp or null"),
+        ({"prompt": "a", "format": "gif"}, "format", '"gif"', "png, jpeg, webp or tiff or null"),
         ({"prompt": "a", "metadata": 1}, "metadata", "1", "full or none"),
         ({"prompt": "a", "width": 4}, "width", "4", "an integer from 8 to 4096 or null"),
     ],
