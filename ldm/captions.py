@@ -93,8 +93,8 @@ def english(rng: np.random.Generator, drawing: Drawing, colour: str | None, grou
 
 def chinese(rng: np.random.Generator, drawing: Drawing, colour: str | None, ground: str) -> str:
     """The same in Chinese."""
-    words = drawing.words_zh if colour and drawing.words_zh else (drawing.label_zh, *drawing.words_zh)
-    noun = _pick(rng, words)  # labels may have a colour of their own
+    colourless = colour and drawing.words_zh  # a label may have a colour of its own
+    noun = _pick(rng, drawing.words_zh if colourless else (drawing.label_zh, *drawing.words_zh))
     if colour:
         noun = CHINESE_COLOURS[colour] + "的" + noun
     text = ("一个" + noun) if rng.random() < 0.4 else noun

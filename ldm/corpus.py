@@ -84,8 +84,11 @@ def fetch(package: str, version: str, cache: Path) -> tuple[Path, dict[str, str]
 def read_everyday() -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
     """Label -> other words in English, and in Chinese, from ldm/everyday.txt."""
     lines = (Path(__file__).parent / "everyday.txt").read_text().splitlines()
-    pairs = [line.partition(":") for line in lines if line and not line.startswith("#")]
-    return {label: (_words(words.partition("|")[0]), _words(words.partition("|")[2])) for label, _, words in pairs}
+    found = {}
+    for label, _, words in (line.partition(":") for line in lines if line and not line.startswith("#")):
+        english, _, chinese = words.partition("|")
+        found[label] = _words(english), _words(chinese)
+    return found
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 TEXT_LENGTH = 40
 TEXT_WIDTH = 192
 LATENT_CHANNELS = 12
-FACTOR = 8  # of the autoencoder
+FACTOR = 8  # pixels a latent, along each side
 NARROW = -6  # log-variance of the posterior to begin with: a wide one lets the decoder learn to ignore the latents
 
 # Nichol and Dhariwal's cosine schedule (arXiv 2102.09672, equation 17), shifted to end in pure noise, with

@@ -27,7 +27,7 @@ def allowed(room: str, name: str, module: str) -> bool:
     if module.split(".")[0] == room:
         return True
     if module == "degradation.arguments":
-        return True  # one way to read a command line
+        return room in ("sr3", "ldm")  # one way to read a command line
     match room, name:
         case "sr3", ("data.py" | "evaluate.py" | "metrics.py"):
             return module.split(".")[0] == "degradation"

@@ -90,11 +90,7 @@ def test_the_command_writes_the_map_beside_the_weights(pipeline, tmp_path, capsy
     save_pack(tmp_path / "pack", pictures, [Drawing("apple", "noto")] * 220, [])
     assert main(PreviewConfig(tmp_path / "pack", tmp_path / "model", drawings=20)) == 0
     assert (tmp_path / "model" / FILE).is_file() and "dB" in capsys.readouterr().out
-    assert latent_map(ldm.load(tmp_path / "model", "cpu")).weight.shape == (
-        192,
-        pipeline.vae.config.latent_channels,
-        3,
-        3,
-    )
+    channels = pipeline.vae.config.latent_channels
+    assert latent_map(ldm.load(tmp_path / "model", "cpu")).weight.shape == (192, channels, 3, 3)
     assert main(PreviewConfig(tmp_path / "none", tmp_path / "model")) == 2
     assert "none" in capsys.readouterr().err
