@@ -29,6 +29,8 @@ class AutoencoderConfig:
     """Those of `init` if not given, and 12 without it."""
     kl_weight: float = 1e-3
     """Of the Kullback-Leibler term in nats per latent number, against the error."""
+    latent_noise: float = 0.0
+    """Largest standard deviation of noise that the decoder learns to see past, of latents of unit variance."""
     seed: int = 0
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(batch_size=32, steps=12_000))
 

@@ -15,12 +15,12 @@ from safetensors.torch import load_file, save_file
 import ldm
 import ldm.autoencoder
 import ldm.diffusion
-from ldm.autoencoder import gradients, lower_bound, psnr
+from ldm.autoencoder import Autoencoding, gradients, lower_bound, noise_levels, psnr
 from ldm.captions import Drawing
 from ldm.data import save_pack
 from ldm.diffusion import shifted_timesteps, velocity
 from ldm.loading import ModelError, load
-from ldm.models import TEXT_LENGTH, TEXT_WIDTH, grow_autoencoder, grow_unet, train_tokenizer
+from ldm.models import TEXT_LENGTH, TEXT_WIDTH, build_autoencoder, grow_autoencoder, grow_unet, train_tokenizer
 from ldm.train import AutoencoderConfig, DiffusionConfig, _from_json, main
 from sr3.loop import LoopConfig
 
@@ -77,6 +77,29 @@ def test_edges_and_psnr():
     step[..., 2:] = 1
     assert gradients(step).abs().sum() == 12
     assert psnr(torch.zeros(1, 3, 4, 4), torch.full((1, 3, 4, 4), 0.2)) == pytest.approx(20)
+
+
+def test_noise_levels_leave_a_quarter_alone_and_reach_the_largest():
+    levels = noise_levels(4000, 0.4, torch.Generator().manual_seed(0)).flatten()
+    assert float((levels == 0).float().mean()) == pytest.approx(0.25, abs=0.03)
+    assert 0.39 < levels.max() <= 0.4
+    assert levels[levels > 0].mean() == pytest.approx(0.2, abs=0.01)
+    assert not noise_levels(8, 0.0, torch.Generator()).any()
+
+
+def test_latents_get_the_least_noise_where_the_posterior_has_less():
+    torch.manual_seed(0)
+    model = Autoencoding(build_autoencoder(32, 4)).eval()
+    decoded: list[torch.Tensor] = []
+    model.autoencoder.decode = lambda latents: (
+        decoded.append(latents) or AutoencoderKL.decode(model.autoencoder, latents)
+    )
+    images, noise = torch.zeros(1, 3, 32, 32), torch.ones(1, 4, 4, 4)
+    with torch.no_grad():
+        _, mean, log_variance = model(images, noise, torch.zeros(1, 1, 1, 1))
+        model(images, noise, torch.full((1, 1, 1, 1), 9.0))
+    assert torch.allclose(decoded[0], mean + (0.5 * log_variance).exp())
+    assert torch.allclose(decoded[1], mean + 9)
 
 
 def test_any_language_goes_through_the_tokenizer():
