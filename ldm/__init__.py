@@ -1,5 +1,6 @@
 """The first stage of the cascade: a text-to-image latent diffusion model, the bundled one or any of diffusers'."""
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,14 @@ if TYPE_CHECKING:
 BUNDLED = Path(__file__).parent / "weights"
 
 __all__ = ["BUNDLED", "ModelError", "load"]
+
+
+def _asked_for(record: logging.LogRecord) -> bool:
+    """Not what transformers says, when diffusers imports it, of image processors that nobody here uses."""
+    return "requires torchvision (not installed); falling back" not in record.getMessage()
+
+
+logging.getLogger("transformers.utils.import_utils").addFilter(_asked_for)
 
 
 def __getattr__(name: str) -> Any:

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from service.describe import model_info, model_name, sampler_name
 from service.draw import Painter, check_scheduler
-from service.logs import without_torchvision
 from service.requests import (
     ENLARGEMENTS,
     Cascade,
@@ -43,7 +42,6 @@ if TYPE_CHECKING:
 
 def load_cascade(settings: Settings) -> Cascade:
     """Load both models onto their device. Raises what `ldm.load` and `sr3.load` raise."""
-    without_torchvision()
     from tqdm import tqdm
 
     tqdm.set_lock(threading.RLock())  # its own is a semaphore of the system's that a killed process leaves behind

@@ -34,16 +34,6 @@ class JsonLines(logging.Formatter):
         return json.dumps(entry, ensure_ascii=False, default=str)
 
 
-def without_torchvision() -> None:
-    """Before diffusers is imported: drop what transformers then says of image processors that nobody here asked for,
-    that they do without torchvision."""
-    logging.getLogger("transformers.utils.import_utils").addFilter(_not_of_torchvision)
-
-
-def _not_of_torchvision(record: logging.LogRecord) -> bool:
-    return "requires torchvision (not installed); falling back" not in record.getMessage()
-
-
 def set_up_logging(settings: Settings) -> None:
     """Log to stderr from now on, in this process."""
     handler = logging.StreamHandler(sys.stderr)

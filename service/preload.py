@@ -3,11 +3,6 @@
 Nothing here may start a thread or touch a device.
 """
 
-# ruff: noqa: E402
-from service.logs import without_torchvision
-
-without_torchvision()
-
 import ldm.loading
 import ldm.preview
 import ldm.schedulers

@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     for preset, iterations in ITERATIONS.items():
-        settings = LoopConfig(steps=iterations, warmup=50, batch_size=8, ema=0.99)
+        settings = LoopConfig(steps=iterations, warmup=50, batch_size=8, ema=0.99, save_every=100)
         config = TrainConfig(given.data, given.out / preset, preset=preset, mix=Mix(1, 0, 0, 0, 0), loop=settings)
         started = time.process_time()
         trained = train(config)
@@ -37,7 +37,7 @@ def main() -> None:
         print(f"\n{preset}: {size / 1e6:.1f} M parameters, {minutes:.1f} minutes of processor time", flush=True)
         for folder in sorted(given.held_out.iterdir()):
             asked = EvaluateConfig(
-                folder, steps=STEPS[preset], model=given.out / preset / "pipeline", limit=8, max_side=256, consistency=0
+                folder, steps=STEPS[preset], model=given.out / preset / "pipeline", limit=4, max_side=256, consistency=0
             )
             print(f"\n{folder.name}\n{table(evaluate(asked)[0])}", flush=True)
 
