@@ -169,4 +169,4 @@ def train_autoencoder(config: "AutoencoderConfig") -> None:
         pairs = torch.cat([held_out[:16], output[:16].clamp(-1, 1)]).add(1).div(2)
         return {"held_out": torch.cat([torch.cat(list(row), dim=2) for row in pairs.split(8)], dim=1)}
 
-    fit(model, loss, config.loop, config.out, on_save)
+    fit(model, loss, config, on_save)

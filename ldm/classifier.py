@@ -160,7 +160,7 @@ def train_classifier(config: "ClassifierConfig") -> None:
                 )
         return {}
 
-    fit(model, loss, config.loop, config.out, on_save)
+    fit(model, loss, config, on_save)
 
 
 def load_judge(folder: Path) -> Judge:

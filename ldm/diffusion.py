@@ -198,4 +198,4 @@ def train_diffusion(config: "DiffusionConfig") -> None:
         Image.fromarray((image.permute(1, 2, 0).numpy() * 255).round().astype("uint8")).save(config.out / "sheet.png")
         return {"prompts": image}
 
-    fit(model, loss, config.loop, config.out, on_save)
+    fit(model, loss, config, on_save)

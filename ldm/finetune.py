@@ -155,4 +155,4 @@ def finetune(config: "FinetuneConfig") -> None:
         Image.fromarray(pixels).save(config.out / "samples.png")
         return {"samples": image}
 
-    fit(unet, loss, config.loop, config.out, on_save)
+    fit(unet, loss, config, on_save)

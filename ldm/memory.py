@@ -7,21 +7,9 @@ from pathlib import Path
 
 import torch
 
+from sr3.memory import free_memory
+
 GIB = 2**30
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that are free on a device: the accelerator's own, or else the machine's within its container's limit."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    import psutil
-
-    free = int(psutil.virtual_memory().available)
-    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
-    try:
-        return min(free, int(limit.read_text()) - int(used.read_text()))
-    except (OSError, ValueError):  # no container, or one without a limit
-        return free
 
 
 def count_numbers(file: Path) -> int:

@@ -165,14 +165,15 @@ def load_upscaler(settings: Settings) -> Upscaler:
 
 
 def tile_callback(on_step: OnStep, stages: Sequence[str], totals: Sequence[int]) -> Callable[[], None]:
-    """Announce the first stage, and return the callback that tells `on_step` of each evaluation in turn."""
+    """Announce the first stage, and return the callback that tells `on_step` of each evaluation in turn: there are more
+    than `totals` where memory is short and a picture is cut."""
     at, done = 0, 0
     on_step(Progress(stages[0], 0, totals[0]))
 
     def tell() -> None:
         nonlocal at, done
         done += 1
-        on_step(Progress(stages[at], done, totals[at]))
+        on_step(Progress(stages[at], min(done, totals[at]), totals[at]))
         if done == totals[at] and at + 1 < len(stages):
             at, done = at + 1, 0
             on_step(Progress(stages[at], 0, totals[at]))

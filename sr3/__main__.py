@@ -45,11 +45,11 @@ class Options:
     uncertainty: Path | None = None
     """Write here, as a grey picture, how much each pixel differs between the samples: white is a standard deviation
     of 32 levels of 255 or more."""
-    tile: int = memory.TILE
-    """Pixels on a side, 32 or more, of the tiles that a large picture is worked on in; smaller takes less memory."""
+    tile: int | None = None
+    """Pixels on a side, 32 or more, of the tiles that a picture is worked on in, in place of those that fit."""
     max_memory: str | None = None
-    """At most so much memory (3GB, 900MiB) for the whole program, on a GPU for its tensors; the tiles are then chosen
-    to fit, and a large picture is worked on region by region."""
+    """At most so much memory (3GB, 900MiB) for the whole program, on a GPU for its tensors: a large picture is worked
+    on region by region. If not given, most of what is free."""
     quality: int = 95
     """Of JPEG and WebP."""
 
@@ -72,7 +72,7 @@ def check(options: Options) -> Path:
         raise ValueError(f"--quality is {options.quality}; it must be between 1 and 100")
     if options.seed is not None and not 0 <= options.seed < 2**63:
         raise ValueError(f"--seed is {options.seed}; it must be between 0 and 2^63 - 1")
-    if options.tile < SMALLEST_TILE:
+    if options.tile is not None and options.tile < SMALLEST_TILE:
         raise ValueError(f"--tile is {options.tile}; it must be at least {SMALLEST_TILE}")
     out = options.out or options.image.with_name(f"{options.image.stem}_x{options.factor}.png")
     files = [out] if options.uncertainty is None else [out, options.uncertainty]
@@ -102,7 +102,7 @@ def run(options: Options) -> None:
     from sr3.pipeline import load
     from sr3.schedulers import with_scheduler
 
-    tiling = memory.whole(options.tile).tiling
+    tiling = memory.whole(options.tile).tiling if options.tile else None
     seed = secrets.randbelow(2**32) if options.seed is None else options.seed
     disable_progress_bar()
     pipeline = load(options.model, options.device)

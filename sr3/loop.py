@@ -7,9 +7,9 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 Loss = Callable[[nn.Module, int, slice], tuple[Tensor, dict[str, float]]]
+# Of a training's settings, those that may be others when it goes on.
+FREE = {"out", "loop", "workers", "skip_bad", "checkpointing", "allow_download"}
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,28 @@ class LoopConfig:
     log_every: int = 50
 
 
+class Training(Protocol):
+    """The dataclass of a training's settings."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def out(self) -> Path:
+        """The folder that gets the state, the logs and the weights."""
+
+    @property
+    def loop(self) -> LoopConfig:
+        """How long and how fast."""
+
+
+def what_is_trained(config: Training) -> dict[str, Any]:
+    """The settings that an interrupted training must have again, as JSON gives them back; of paths the last name, since
+    a training may go on elsewhere."""
+    kept = {k: v for k, v in asdict(config).items() if k not in FREE}
+    named: dict[str, Any] = json.loads(json.dumps(kept, default=str))
+    return {k: Path(v).name if isinstance(v, str) else v for k, v in named.items()}
+
+
 def learning_rate(step: int, config: LoopConfig) -> float:
     """Linear warm-up, then half a cosine down to zero at `config.steps`."""
     if step < config.warmup:
@@ -56,8 +80,9 @@ def generator(*key: int) -> torch.Generator:
 class State:
     """Weights, averaged weights, optimiser moments and step; saved and read as one safetensors file."""
 
-    def __init__(self, model: nn.Module, config: LoopConfig) -> None:
-        self.model, self.config, self.step = model, config, 0
+    def __init__(self, model: nn.Module, training: Training) -> None:
+        self.model, self.config, self.step = model, training.loop, 0
+        self.trained = what_is_trained(training)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.averaged = [p.detach().clone() for p in self.parameters]
         fused = self.parameters[0].device.type in ("cuda", "cpu")
@@ -95,7 +120,7 @@ class State:
         buffers = {f"buffer.{name}": value for name, value in self.model.named_buffers()}
         temporary = path.with_name(path.name + ".part")
         whole = {k: v.contiguous().clone() for k, v in (tensors | buffers).items()}
-        save_file(whole, temporary, metadata={"step": json.dumps(self.step)})
+        save_file(whole, temporary, metadata={"step": json.dumps(self.step), "trained": json.dumps(self.trained)})
         temporary.rename(path)
 
     def load(self, path: Path) -> None:
@@ -107,12 +132,20 @@ class State:
             raise ValueError(f"{path} is no state of a training: {error}") from None
 
     def _fill(self, file: Any, path: Path) -> None:
+        metadata = file.metadata() or {}
+        before = json.loads(metadata.get("trained", "{}"))
+        for name in sorted(self.trained.keys() & before.keys()):
+            was, now = before[name], self.trained[name]
+            if was != now:
+                raise ValueError(
+                    f"{path} is of a training with {name} {was!r}, not {now!r}; give another folder to write"
+                )
         keys = set(file.keys())
         weights = range(sum(key.endswith(".weight") and key[0].isdigit() for key in keys))
         shapes = [tuple(file.get_slice(f"{i}.weight").get_shape()) for i in weights]
         if shapes != [tuple(p.shape) for p in self.parameters]:
-            raise ValueError(f"{path} is the state of other networks or of another phase; give another folder to write")
-        self.step = json.loads((file.metadata() or {})["step"])
+            raise ValueError(f"{path} is the state of other networks; give another folder to write")
+        self.step = json.loads(metadata["step"])
         for i, weight in enumerate(self.parameters):
             weight.copy_(file.get_tensor(f"{i}.weight"))
             self.averaged[i].copy_(file.get_tensor(f"{i}.averaged"))
@@ -132,17 +165,17 @@ def _like(moment: Tensor, weight: Tensor) -> Tensor:
 def fit(
     model: nn.Module,
     loss: Loss,
-    config: LoopConfig,
-    out: Path,
+    training: Training,
     on_save: Callable[[int], dict[str, Tensor]],
 ) -> State:
-    """Train until `config.steps` or `config.minutes`. Continues from OUT/state.safetensors where there is one.
+    """Train for `training.loop.steps` or `minutes`. Continues from OUT/state.safetensors where there is one.
 
     `loss(model, step, rows)` computes the loss of one step for the samples `rows` of its batch; everything random
     in it must follow from the step, so that an interrupted training equals an uninterrupted one. `on_save(step)`
     is called with the averaged weights in the model, and returns sample images (3, H, W) in [0, 1] by name.
-    Raises ValueError for numbers below 1 in `config`, and where OUT holds the state of other networks.
+    Raises ValueError for numbers below 1 in `training.loop`, and where OUT holds the state of another training.
     """
+    config, out = training.loop, training.out
     for name in ("steps", "batch_size", "save_every", "log_every"):
         if getattr(config, name) < 1:
             raise ValueError(f"loop.{name} is {getattr(config, name)}; it must be 1 or more")
@@ -150,7 +183,7 @@ def fit(
         torch.set_num_threads(config.threads)
     out.mkdir(parents=True, exist_ok=True)
     state_path = out / "state.safetensors"
-    state = State(model, config)
+    state = State(model, training)
     if state_path.exists():
         state.load(state_path)
         print(f"{state_path}: goes on from step {state.step} of {config.steps}", file=sys.stderr)

@@ -8,10 +8,12 @@ import torch
 
 from sr3.tiling import OVERLAP, TILE, Tiling
 
+CGROUP = Path("/sys/fs/cgroup")
 UNITS = {"": 1, "B": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 REGION_OVERLAP = 96  # of regions that go through all steps by themselves: what they see at a border spreads at each
 SMALLEST_TILE = 128
 REGIONS = (1024, 768, 512, 384, 256, 192, 128)
+SHARE = 0.8  # of the memory that is free, where no bound is given
 
 
 def parse_size(text: str) -> int:
@@ -83,6 +85,31 @@ def plan(height: int, width: int, each: Cost, budget: int) -> Plan:
         if needed <= budget:
             return candidate
     raise ValueError(f"{show_size(needed)} beside what is in use is the least for a picture of {width}x{height}")
+
+
+def plan_for_free(height: int, width: int, each: Cost, device: torch.device) -> Plan:
+    """As `plan` for most of what is free on the device now; the smallest pieces where that is not enough."""
+    try:
+        return plan(height, width, each, int(SHARE * free_memory(device)))
+    except ValueError:
+        return in_regions(REGIONS[-1], SMALLEST_TILE)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a device: the GPU's own, with what torch keeps of them for later, or else the machine's
+    within its container's limit."""
+    if device.type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    try:
+        limit, used = (int((CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+        cached = re.search(r"^inactive_file (\d+)$", (CGROUP / "memory.stat").read_text(), re.MULTILINE)
+    except (OSError, ValueError):  # no container, or one without a limit
+        return free
+    return min(free, limit - used + (int(cached[1]) if cached else 0))  # files' pages make room when asked to
 
 
 def in_use(device: torch.device) -> int:

@@ -82,7 +82,7 @@ class SR3Pipeline(DiffusionPipeline):
         `on_tile()` is called after each evaluation of a network on a tile.
         `max_memory`: bytes that the process (on CUDA: its tensors) may hold; then a large picture is cut into regions
         which go through all steps one after the other, and `tiling` is chosen. Running out of memory is answered with
-        smaller pieces.
+        smaller pieces. Without it or `tiling`, the memory that is free is the bound, as far as it can be kept.
         Raises ValueError for what it does not take, and for a bound that is too small.
         """
         device = next(self.unet.parameters()).device
@@ -92,10 +92,7 @@ class SR3Pipeline(DiffusionPipeline):
         self._check(given, num_inference_steps, aug_level, consistency, output_type)
         generators = self._generators(generator, len(given))
         states = [g.get_state() for g in generators]
-        plan = Plan(tiling or Tiling())
-        if max_memory is not None:
-            height, width = given.shape[-2:]
-            plan = memory.plan(height, width, self._cost(len(given)), max_memory - memory.in_use(device))
+        plan = self._plan(given, tiling, max_memory)
         settings = (num_inference_steps, generators, aug_level, consistency, callback_on_step_end, on_tile)
         while True:
             try:
@@ -156,6 +153,14 @@ class SR3Pipeline(DiffusionPipeline):
         if plan.region is None:
             return run(given, *(noise[..., :, :] for noise in noises))[0]
         return evaluate(run, [given, *noises], plan.region, multiple)[0]
+
+    def _plan(self, given: Tensor, tiling: Tiling | None, max_memory: int | None) -> Plan:
+        height, width = given.shape[-2:]
+        if max_memory is not None:
+            return memory.plan(height, width, self._cost(len(given)), max_memory - memory.in_use(given.device))
+        if tiling or self._looks_across():
+            return Plan(tiling or Tiling())
+        return memory.plan_for_free(height, width, self._cost(len(given)), given.device)
 
     @property
     def _multiple(self) -> int:

@@ -221,7 +221,7 @@ def train(config: TrainConfig) -> SR3Pipeline:
         rows = [torch.cat(list(i), dim=2) for i in images]
         return {"low_res, high_res, samples": torch.cat(rows, dim=1).add(1).div(2).clamp(0, 1)}
 
-    fit(model, loss, config.loop, config.out, on_save)
+    fit(model, loss, config, on_save)
     pool.shutdown()
     return load(config.out / "pipeline", "cpu", "float32")
 

@@ -21,6 +21,15 @@ def upscaler(small_pipeline: SR3Pipeline) -> Upscaler:
     return Upscaler(small_pipeline, Settings(sr_steps=2))
 
 
+def test_progress_ends_at_its_total_where_memory_is_short(upscaler: Upscaler, monkeypatch) -> None:
+    monkeypatch.setattr("sr3.memory.free_memory", lambda device: 0)
+    told: list[Progress] = []
+    large = Picture(np.random.default_rng(0).integers(0, 256, (150, 140, 3), np.uint8))
+    upscaler.upscale([large], [1], UpscaleOptions(4, steps=0), told.append)
+    assert told[0].step == 0 and told[-1].step == told[-1].steps
+    assert len(told) > 1 + told[-1].steps  # it was cut into more pieces than foreseen
+
+
 def test_a_batch_gives_what_each_seed_gives_alone(upscaler: Upscaler) -> None:
     options = UpscaleOptions(16, steps=1)
     together = upscaler.upscale([picture(1), picture(2)], [7, 8], options)

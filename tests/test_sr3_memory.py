@@ -62,6 +62,32 @@ def test_regions_equal_the_whole(small_pipeline, steps, aug_level):
     assert np.abs(whole.astype(int) - cut).max() <= 1
 
 
+@pytest.mark.parametrize("free", [90_000_000, 0])
+def test_without_a_bound_a_picture_is_cut_where_memory_is_short(small_pipeline, monkeypatch, free):
+    image, tiles = picture(290, 141), []
+    whole = small_pipeline(image, 1, draw()).images[0]
+    monkeypatch.setattr(memory, "free_memory", lambda device: free)
+    cut = small_pipeline(image, 1, draw(), on_tile=lambda: tiles.append(1)).images[0]
+    assert len(tiles) >= 6 * 2
+    assert np.abs(whole.astype(int) - cut).max() <= 1
+    tiled = []
+    small_pipeline(image, 1, draw(), tiling=Tiling(), on_tile=lambda: tiled.append(1))
+    assert len(tiled) == small_pipeline.evaluations(290, 141, 1)  # a tiling is kept
+    with_scheduler(small_pipeline, "DDPM")(picture(16, 16), 1, draw())  # what cannot be cut is tried
+
+
+def test_free_memory_is_the_containers_with_the_pages_of_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    machine = memory.free_memory(CPU)
+    assert 10 * 2**20 < machine < 2**50
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("3000000\n")
+    assert memory.free_memory(CPU) > 10 * 2**20
+    (tmp_path / "memory.max").write_text("5000000\n")
+    (tmp_path / "memory.stat").write_text("file 2000000\ninactive_file 1000000\nactive_file 1000000\n")
+    assert memory.free_memory(CPU) == 3_000_000
+
+
 def test_a_bound_that_cannot_be_kept_is_refused(small_pipeline):
     with pytest.raises(ValueError, match="beside what is in use is the least"):
         small_pipeline(picture(64, 64), 1, draw(), max_memory=1000)

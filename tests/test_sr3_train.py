@@ -120,13 +120,8 @@ def test_a_tiny_network_overfits_one_pair(tmp_path):
             first.update({k: float(v.detach()) for k, v in terms.items()})
         return terms["total"], {}
 
-    fit(
-        model,
-        loss,
-        LoopConfig(steps=250, warmup=10, learning_rate=3e-3, device="cpu", save_every=999),
-        tmp_path,
-        lambda _: {},
-    )
+    loop = LoopConfig(steps=250, warmup=10, learning_rate=3e-3, device="cpu", save_every=999)
+    fit(model, loss, TrainConfig(tmp_path, tmp_path, loop=loop), lambda _: {})
     with torch.no_grad():
         last = {k: float(v) for k, v in losses(model, batch, generator(1), draw_gamma, False).items()}
     assert last["mean"] < 0.35 * first["mean"]
@@ -265,9 +260,19 @@ def test_the_state_of_another_training_is_refused(pack, tmp_path, tiny):
     config = TrainConfig(pack, tmp_path / "out", crop_size=32, loop=replace(LOOP, steps=1))
     train(config)
     before = (tmp_path / "out" / "state.safetensors").read_bytes()
-    with pytest.raises(ValueError, match=r"state\.safetensors is the state of other networks or of another phase"):
-        train(replace(config, phase="encoder"))
+    for changes, message in (
+        ({"phase": "encoder"}, "of a training with phase 'all', not 'encoder'"),
+        ({"mix": Mix(1, 0, 0, 0, 0)}, "of a training with mix"),
+        ({"seed": 1}, "of a training with seed 0, not 1"),
+        ({"preset": "sr3-paper-tiny"}, "of a training with preset 'bundled', not 'sr3-paper-tiny'"),
+    ):
+        with pytest.raises(ValueError, match=rf"state\.safetensors is {message}"):
+            train(replace(config, **changes))
     assert (tmp_path / "out" / "state.safetensors").read_bytes() == before
+    elsewhere = tmp_path / "elsewhere" / pack.name
+    elsewhere.parent.mkdir()
+    elsewhere.write_bytes(pack.read_bytes())
+    train(replace(config, data=elsewhere, workers=2, loop=replace(LOOP, steps=2)))  # goes on
     (tmp_path / "out" / "state.safetensors").write_bytes(before[:1000])
     with pytest.raises(ValueError, match=r"state\.safetensors is no state of a training"):
         train(config)
