@@ -178,7 +178,10 @@ def _encode(path: Path, sheet: np.ndarray) -> bytes:
     """The sheet as a file of the kind that the path's suffix names."""
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise ValueError(f"{path}: a sheet is a .png, .jpg or .webp file")
-    _, data = cv2.imencode(path.suffix.lower(), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
+    done, data = cv2.imencode(path.suffix.lower(), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
+    if not done:
+        size = f"{sheet.shape[1]}x{sheet.shape[0]} pixels"
+        raise ValueError(f"{path}: the sheet is of {size}, more than such a file holds; write a .png or less")
     return data.tobytes()
 
 

@@ -193,6 +193,15 @@ def test_errors_are_one_line_and_code_2(folder, capsys, arguments, message):
     assert sorted(folder.rglob("*")) == before  # nothing is left behind
 
 
+@pytest.mark.parametrize(("name", "height"), [("sheet.webp", 17_000), ("sheet.jpg", 66_000)])
+def test_a_sheet_too_long_for_its_kind_of_file_is_told(folder, monkeypatch, capsys, name, height):
+    monkeypatch.setattr("degradation.preview.draw_sheet", lambda *_: np.zeros((height, 8, 3), np.uint8))
+    assert main(["photo.jpg", "--n", "1", "--out", name]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and f"8x{height} pixels, more than such a file holds; write a .png" in error
+    assert not Path(name).exists()
+
+
 def test_help_tells_every_option(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--help"])

@@ -113,6 +113,22 @@ def test_seed_is_shown_and_makes_the_picture_again_and_downloads(page: Any, serv
     assert Path(download.value.path()).read_bytes() == first
 
 
+def test_what_is_typed_while_a_picture_is_drawn_is_not_taken_for_its_own(page: Any, server: Running) -> None:
+    server.hold()
+    page.fill("#prompt", "the first")
+    page.click("#go")
+    page.wait_for_selector("#progress:not([hidden])")
+    page.fill("#prompt", "the next")
+    page.check("input[name=mode][value=enlarge]", force=True)
+    server.go()
+    finished(page)
+    page.click("#again")
+    page.wait_for_selector("#tools[hidden]", state="attached")
+    finished(page)
+    assert page.input_value("#prompt") == "the first"
+    assert "the first" in page.inner_text("#facts")
+
+
 def test_history_outlives_the_page_and_can_be_cleared(page: Any) -> None:
     page.fill("#prompt", "kept")
     page.click("#go")

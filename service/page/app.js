@@ -104,6 +104,13 @@ function asked() {
   return { path: `upscale?${query}`, type, body: picture.blob, key, title: picture.name };
 }
 
+// The form as it is now, to be filled in again.
+function entered() {
+  const values = Object.fromEntries(new FormData(form).entries());
+  delete values.key;
+  return { mode: mode(), asked: values };
+}
+
 function tellProgress(status) {
   const steps = status.progress ?? [];
   const at = steps[0] ?? { stage: "queued", step: 0, steps: 0 };
@@ -126,6 +133,7 @@ async function run() {
   let wanted;
   try {
     wanted = asked();
+    wanted.entered = entered();
   } catch (error) {
     fail(error.message);
     (mode() === "draw" ? field("prompt") : find("file")).focus();
@@ -178,10 +186,9 @@ async function finished(result, wanted, source) {
     const settings = image.settings;
     const entry = {
       blob: bytesOf(image), title: wanted.title, seed: image.seed, width: image.width, height: image.height,
-      settings, upscale: settings.upscale, timings: result.timings_ms, mode: mode(),
-      before: source?.blob ?? null, asked: Object.fromEntries(new FormData(form).entries()), when: Date.now(),
+      settings, upscale: settings.upscale, timings: result.timings_ms, ...wanted.entered,
+      before: source?.blob ?? null, when: Date.now(),
     };
-    delete entry.asked.key;
     entries.push(entry);
     await remember(entry).catch(() => {}); // a browser that keeps nothing still shows it
   }
