@@ -38,7 +38,13 @@ weights-ldm: .venv/test
 	$(BIN)/python -m ldm.corpus --pack $(RUN)/drawings.safetensors
 	$(BIN)/python -m ldm.train autoencoder --pack $(RUN)/drawings.safetensors --out $(RUN)/autoencoder
 	$(BIN)/python -m ldm.train diffusion --pack $(RUN)/drawings.safetensors \
-		--autoencoder $(RUN)/autoencoder/vae --out $(RUN)/diffusion
+		--autoencoder $(RUN)/autoencoder/vae --out $(RUN)/diffusion-12
+	$(BIN)/python -m ldm.train autoencoder --pack $(RUN)/drawings.safetensors --init $(RUN)/autoencoder/vae \
+		--latent-channels 48 --kl-weight 1e-4 --out $(RUN)/autoencoder-48
+	$(BIN)/python -m ldm.train autoencoder --pack $(RUN)/drawings.safetensors --init $(RUN)/autoencoder-48/vae \
+		--decoder-only --latent-noise 0.4 --out $(RUN)/decoder
+	$(BIN)/python -m ldm.train diffusion --pack $(RUN)/drawings.safetensors --init $(RUN)/diffusion-12/pipeline \
+		--autoencoder $(RUN)/decoder/vae --timestep-shift 2 --loop.steps 20000 --out $(RUN)/diffusion
 	$(BIN)/python -m ldm.preview --pack $(RUN)/drawings.safetensors --model $(RUN)/diffusion/pipeline
 	@echo "Made $(RUN)/diffusion/pipeline"
 
