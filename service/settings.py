@@ -12,6 +12,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, CliApp, NoDecode, SettingsConfigDict
 
+from service.storage import expanded
+
 PREFIX = "SERVICE_"
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
@@ -36,6 +38,12 @@ def _directory(model: str) -> str:
 def _directory_or_hub_id(model: str) -> str:
     """Pass a diffusers directory, or a name of the form owner/model that is no path here."""
     return model if _HUB_ID.fullmatch(model) and not Path(model).exists() else _directory(model)
+
+
+def _findable(path: Path) -> Path:
+    """Pass a path whose ~ names a user's folder; ValueError for any other."""
+    expanded(path)
+    return path
 
 
 def _postgres(url: str) -> str:
@@ -138,7 +146,7 @@ class Settings(BaseSettings):
     heartbeat_seconds: float = Field(default=5, gt=0, description="silence after which a worker is not ready")
     stall_seconds: float = Field(default=300, gt=0, description="time without a step after which a worker is killed")
     shutdown_seconds: int = Field(default=30, ge=0, description="time given to running requests at shutdown")
-    data_dir: Path = Field(
+    data_dir: Annotated[Path, AfterValidator(_findable)] = Field(
         default=Path("~/.local/share/sr3-cascade"), description="folder for the database of jobs and for uploads"
     )
     database_url: Annotated[str, AfterValidator(_postgres)] | None = Field(

@@ -337,20 +337,35 @@ def is_bucket(url: str) -> bool:
 
 
 def open_place(url: str) -> Place:
-    """The folder or bucket prefix of this name. Raises ValueError for another scheme."""
+    """The folder or bucket prefix of this name. Raises ValueError for what can be neither."""
+    path = _folder(url)
+    return Bucket(url.rstrip("/")) if path is None else Folder(path.absolute())
+
+
+def _folder(url: str) -> Path | None:
+    """The folder's path, None for a bucket's address; ValueError for what is neither."""
+    if "\0" in url:
+        raise ValueError(f"{url!r} has a NUL character, which no folder or bucket can have")
     if not is_bucket(url):
-        return Folder(Path(url).expanduser().absolute())
+        return expanded(Path(url))
     if not _BUCKET.match(url):
         raise ValueError(f"{url} is neither a folder nor an s3://, gs:// or az:// address")
-    return Bucket(url.rstrip("/"))
+    return None
+
+
+def expanded(path: Path) -> Path:
+    """The path with the home folder in place of ~; ValueError where there is no such user."""
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{path} cannot be found: there is no such user, or no home folder") from error
 
 
 def resolved(url: str) -> tuple[str, ...]:
     """The place as parts that can be compared: a folder's with every link resolved, a bucket's without `..`."""
-    if not is_bucket(url):
-        return ("file", *Path(os.path.realpath(Path(url).expanduser())).parts)
-    if not _BUCKET.match(url):
-        raise ValueError(f"{url} is neither a folder nor an s3://, gs:// or az:// address")
+    path = _folder(url)
+    if path is not None:
+        return ("file", *Path(os.path.realpath(path)).parts)
     scheme, _, rest = url.partition("://")
     parts = [part for part in rest.split("/") if part]
     if {".", ".."} & set(parts) or set("?#%\\") & set(rest):

@@ -102,6 +102,8 @@ def test_interrupted_or_killed_it_goes_on_where_it_stopped(tmp_path: Path, end: 
         (["in", "out", "--steps", "-1"], "--steps is -1; it must be between 0 and 1000"),
         (["in", "out", "--workers", "0"], "--workers is 0"),
         (["in", "/proc/out"], "/proc/out"),
+        (["~nosuch/photos", "out"], "~nosuch/photos"),
+        (["in", "o\0ut"], "NUL"),
     ],
 )
 def test_bad_start_is_one_line_and_status_2(

@@ -54,6 +54,7 @@ def test_settings_do_not_change() -> None:
         ("SERVICE_BASE_MODEL", "/no/such/place", "SERVICE_BASE_MODEL or --base-model: there is no such dir"),
         ("SERVICE_SR_MODEL", __file__, "SERVICE_SR_MODEL or --sr-model: this is a file"),
         ("SERVICE_SR_MODEL", str(Path(__file__).parent), "--sr-model: the directory has no model_index.json"),
+        ("SERVICE_DATA_DIR", "~nosuch/data", "SERVICE_DATA_DIR or --data-dir: .*~nosuch/data"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(

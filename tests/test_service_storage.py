@@ -139,6 +139,13 @@ def test_no_roots_allow_nothing_and_other_schemes_are_unknown() -> None:
             open_place(url)
 
 
+@pytest.mark.parametrize("url", ["~nosuch/photos", "/tmp/a\0b", "s3://bucket/a\0b"])
+def test_names_that_no_folder_can_have_are_value_errors(url: str) -> None:
+    for attempt in (lambda: open_place(url), lambda: check_places(url, "/tmp/b", None)):
+        with pytest.raises(ValueError, match=r"nosuch|NUL"):
+            attempt()
+
+
 @pytest.mark.parametrize("name", ["GOOGLE_APPLICATION_CREDENTIALS", "AZURE_STORAGE_ACCOUNT_NAME"])
 def test_a_cloud_whose_credentials_are_wrong_is_one_clear_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for each in [each for each in os.environ if each.startswith(("GOOGLE_", "AZURE_"))]:
