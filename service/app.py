@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.telemetry import TelemetryConfig
 from starlette.responses import Response
@@ -24,7 +24,7 @@ from service.routes_openai import openai_router
 from service.routes_page import add_page
 from service.routes_requests import requests_router
 from service.routes_upscale import upscale_router
-from service.security import Gatekeeper, authenticated
+from service.security import Gatekeeper
 from service.settings import Settings
 from service.worker import CascadeFactory
 
@@ -76,7 +76,7 @@ def create_app(
     app.include_router(upscale_router(settings))
     app.include_router(requests_router())
     app.include_router(openai_router(settings))
-    app.include_router(jobs_router(settings), dependencies=[Depends(authenticated)])
+    app.include_router(jobs_router(settings))
     add_page(app)
     add_problem_handlers(app)
     add_problem_schema(app)

@@ -31,6 +31,7 @@ jobs = sa.Table(
     sa.Column("next_chunk", sa.Integer, nullable=False, default=1),
     sa.Column("manifested", sa.Integer, nullable=False, default=0),
     sa.Column("note", sa.Text),
+    sa.Column("client", sa.Text),  # the name of its maker's key; null where it was made without one
 )
 pictures = sa.Table(
     "sr3_pictures",
@@ -96,8 +97,19 @@ def open_database(url: str, ping: bool = True) -> sa.Engine:
         else:
             connection.execute(sa.text("BEGIN IMMEDIATE"))
         _metadata.create_all(connection)
+        _add_columns(connection)
     DBOS.migrate(url)
     return engine
+
+
+def _add_columns(connection: sa.Connection) -> None:
+    """Add to the tables of an older version the columns that came since, all of which may be null."""
+    for table in _metadata.sorted_tables:
+        there = {column["name"] for column in sa.inspect(connection).get_columns(table.name)}
+        for column in table.columns:
+            if column.name not in there:
+                kind = column.type.compile(connection.dialect)
+                connection.execute(sa.text(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {kind}"))
 
 
 def persistently(work: Callable[[], Any], stop: threading.Event | None = None) -> Any:

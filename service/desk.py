@@ -10,7 +10,7 @@ from service.database import database_url, open_database
 from service.jobs import Jobs, JobSpec
 from service.plan import MANIFEST
 from service.settings import Settings
-from service.storage import Place, check_places, open_place
+from service.storage import NotAllowed, Place, check_places, is_below, open_place
 
 _IDLE = 60.0
 
@@ -79,8 +79,14 @@ class Desk:
         yield MANIFEST, iter(lines)
 
     def spec_allowed(self, spec: JobSpec) -> None:
-        """NotAllowed where it would read or write what the settings do not allow."""
+        """NotAllowed where it would read or write what the settings do not allow, or what others have uploaded."""
         check_places(spec.input, spec.output, self.settings.storage_roots)
+        uploads = self.settings.uploads_place()
+        for name, url in (("input", spec.input), ("output", spec.output)):
+            if is_below(url, uploads):
+                raise NotAllowed(f"{name} {url} is where uploaded archives are unpacked", name)
+        if spec.recursive and is_below(uploads, spec.input):
+            raise NotAllowed(f"below input {spec.input} uploaded archives are unpacked; name a folder in it", "input")
 
     def _devices(self) -> list[str]:
         return [each.strip() for each in self.settings.device.split(",")]

@@ -78,6 +78,7 @@ class JobStatus:
     rate: float | None
     left: float | None
     note: str | None
+    client: str | None
     failures: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -100,18 +101,22 @@ class Jobs:
         self.client.destroy()
         self.engine.dispose()
 
-    def create(self, spec: JobSpec, upload: bool = False, id: str | None = None) -> str:
-        """Queue a job; a worker lists its pictures. Conflict where one that runs writes to the same output."""
+    def create(self, spec: JobSpec, upload: bool = False, id: str | None = None, client: str | None = None) -> str:
+        """Queue a job of this client, or of none; a worker lists its pictures.
+
+        Conflict where one that runs writes to the same output; it tells nothing of another client's.
+        """
         id = id or uuid.uuid4().hex[:12]
         with self.engine.begin() as connection:
-            for other, line in connection.execute(
-                sa.select(jobs.c.id, jobs.c.spec).where(jobs.c.state.in_(ACTIVE))
-            ).all():
+            active = sa.select(jobs.c.id, jobs.c.spec, jobs.c.client).where(jobs.c.state.in_(ACTIVE))
+            for other, line, owner in connection.execute(active).all():
                 output = JobSpec.from_json(line).output
                 if is_below(output, spec.output) or is_below(spec.output, output):
+                    if client not in (None, owner):
+                        raise Conflict(f"another's job is writing to {spec.output}, below or above it; take another")
                     raise Conflict(f"job {other} is writing to {output}; wait for it, or cancel it")
             row = {"id": id, "created": time.time(), "state": "planning", "spec": spec.to_json(), "upload": upload}
-            connection.execute(sa.insert(jobs), [row])
+            connection.execute(sa.insert(jobs), [{**row, "client": client}])
             self.enqueue(connection, PLANS, "plan_job", f"{id}:plan:1", id)
         return id
 
@@ -141,10 +146,11 @@ class Jobs:
                 raise KeyError(id)
             return _status(connection, row, failures)
 
-    def all(self, limit: int = 100) -> list[JobStatus]:
-        """The latest jobs, the newest first, without their failures."""
+    def all(self, limit: int = 100, client: str | None = None) -> list[JobStatus]:
+        """The latest jobs, of this client or of all, the newest first, without their failures."""
+        query = sa.select(jobs) if client is None else sa.select(jobs).where(jobs.c.client == client)
         with self.engine.connect() as connection:
-            rows = connection.execute(sa.select(jobs).order_by(jobs.c.created.desc()).limit(limit)).mappings().all()
+            rows = connection.execute(query.order_by(jobs.c.created.desc()).limit(limit)).mappings().all()
             return [_status(connection, row, 0) for row in rows]
 
     def failures(self, id: str, after: float = 0.0) -> list[tuple[float, dict[str, Any]]]:
@@ -307,5 +313,6 @@ def _status(connection: Connection, row: RowMapping, failures: int) -> JobStatus
         rate=rate,
         left=pending / rate if rate else None,
         note=row["note"],
+        client=row["client"],
         failures=[json.loads(line) for line in lines],
     )

@@ -49,6 +49,7 @@ PICTURE_ANSWERS: dict[int | str, dict[str, Any]] = {
         "headers": {"Location": {"description": "of the request", "schema": {"type": "string"}}, "X-Request-Id": _ID},
     },
 }
+TOO_OFTEN = {429: "You ask too often; Retry-After says when to come back."}
 
 
 def problem_responses(examples: dict[int, str]) -> dict[int | str, dict[str, Any]]:

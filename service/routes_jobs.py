@@ -4,9 +4,9 @@ import asyncio
 import tempfile
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from enum import IntEnum
-from typing import Annotated, Any, Literal, TypeVar
+from typing import IO, Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Body, Depends, FastAPI, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
@@ -14,19 +14,21 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.exc import SQLAlchemyError
 
-from service.archive import BadArchive, packed, unpack
+from service.archive import BadArchive, NoArchive, TooLarge, packed, unpack
 from service.crew import COMMAND
 from service.desk import Desk
 from service.jobs import ACTIVE, Conflict, JobSpec, JobStatus
-from service.openapi import problem_responses
+from service.openapi import TOO_OFTEN, problem_responses
 from service.problems import Problem, bad_fields, shown
 from service.schemas import FieldError
+from service.security import authenticated, counted, owner
 from service.settings import Settings
 from service.storage import NotAllowed, StorageError, open_place
 from service.upscale import UpscaleOptions
 
 _EVERY = 0.5
 _T = TypeVar("_T")
+Owner = Annotated[str | None, Depends(owner)]
 
 
 class Factor(IntEnum):
@@ -94,10 +96,18 @@ class JobView(BaseModel):
 
 
 _ERRORS = {
-    404: "There is no such job.",
+    401: "An API key is needed.",
+    404: "There is no such job, or it is another key's.",
     409: "The job is not in a state for this, or another writes to the same output.",
     422: "A field is unknown, out of its range, or a place that the settings do not allow.",
     503: "The database of jobs cannot be used.",
+}
+_ZIP_ERRORS = {
+    413: "The archive is too large.",
+    415: "The body is not a ZIP archive.",
+    422: "A field is unknown or out of its range, or the archive is damaged, encrypted, or has a name in it that leads "
+    "elsewhere or twice.",
+    503: "The database of jobs, or the place of uploads, cannot be used.",
 }
 
 
@@ -111,7 +121,13 @@ def jobs_router(settings: Settings, command: Sequence[str] = COMMAND) -> APIRout
         yield
         await asyncio.to_thread(desk.close)
 
-    router = APIRouter(prefix="/jobs", tags=["jobs"], lifespan=lifespan, responses=problem_responses(_ERRORS))
+    router = APIRouter(
+        prefix="/jobs",
+        tags=["jobs"],
+        lifespan=lifespan,
+        dependencies=[Depends(authenticated)],
+        responses=problem_responses(_ERRORS),
+    )
     _add_making(router, desk)
     _add_watching(router, desk)
     _add_steering(router, desk)
@@ -119,31 +135,34 @@ def jobs_router(settings: Settings, command: Sequence[str] = COMMAND) -> APIRout
 
 
 def _add_making(router: APIRouter, desk: Desk) -> None:
-    @router.post("", status_code=201)
-    def make(response: Response, body: Annotated[JobBody, Body()]) -> JobView:
-        """Enlarge every picture of a folder or bucket into another. Workers do it; this answers at once."""
+    @router.post("", status_code=201, dependencies=[Depends(counted)], responses=problem_responses(TOO_OFTEN))
+    def make(response: Response, owner: Owner, body: Annotated[JobBody, Body()]) -> JobView:
+        """Enlarge every picture of a folder or bucket into another. Workers do it; this answers at once. The job is
+        the asking key's: others neither see it nor can do anything to it."""
         spec = _spec(desk.settings, body.input, body.output, body, body.recursive, body.overwrite)
-        for field, url in (("input", body.input), ("output", body.output)):
-            try:
-                open_place(url)
-            except (ValueError, StorageError) as error:
-                raise _refused(field, url, str(error)) from error
+        field = "input"
         try:
+            for field in ("input", "output"):
+                open_place(getattr(body, field))
             desk.spec_allowed(spec)
         except NotAllowed as error:
             raise _refused(error.field, getattr(body, error.field), str(error)) from error
-        return _made(desk, response, _asked(lambda: desk.jobs.create(spec)))
+        except (ValueError, StorageError) as error:
+            raise _refused(field, getattr(body, field), str(error)) from error
+        return _made(desk, response, _asked(lambda: desk.jobs.create(spec, client=owner)))
 
     @router.post(
         "/zip",
         status_code=201,
         openapi_extra={"requestBody": {"required": True, "content": {"application/zip": {"schema": _BINARY}}}},
-        responses=problem_responses({413: "The archive is too large.", 415: "The body is not a ZIP archive."}),
+        dependencies=[Depends(counted)],
+        responses=problem_responses(TOO_OFTEN | _ZIP_ERRORS),
     )
-    async def make_of_zip(request: Request, response: Response, query: Annotated[JobSettings, Query()]) -> JobView:
+    async def make_of_zip(
+        request: Request, response: Response, owner: Owner, query: Annotated[JobSettings, Query()]
+    ) -> JobView:
         """Enlarge every picture of a ZIP archive, which is the body; `result.zip` of the job has the results."""
-        id, limit = uuid.uuid4().hex[:12], desk.settings.max_archive_bytes
-        source, target = desk.upload_place(id, "in"), desk.upload_place(id, "out")
+        limit = desk.settings.max_archive_bytes
         desk.data_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=desk.data_dir) as file:
             size = 0
@@ -152,16 +171,7 @@ def _add_making(router: APIRouter, desk: Desk) -> None:
                 if size > limit:
                     raise Problem(413, f"the archive is larger than this server's {limit} bytes")
                 await asyncio.to_thread(file.write, part)
-            try:
-                await asyncio.to_thread(unpack, file, source, limit)
-            except BadArchive as error:
-                await asyncio.to_thread(source.clear)
-                raise Problem(415 if "not a ZIP" in str(error) else 413, str(error)) from error
-            except StorageError as error:
-                await asyncio.to_thread(source.clear)
-                raise Problem(503, f"the archive cannot be stored: {error}") from error
-        spec = _spec(desk.settings, source.url, target.url, query, True, False)
-        await asyncio.to_thread(_asked, lambda: desk.jobs.create(spec, True, id))
+            id = await asyncio.to_thread(_unpacked, desk, file, query, owner)
         return await asyncio.to_thread(_made, desk, response, id)
 
 
@@ -169,11 +179,12 @@ def _add_watching(router: APIRouter, desk: Desk) -> None:
     known = _known(desk)
 
     @router.get("")
-    def all_jobs(limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> list[JobView]:
-        """The latest jobs, the newest first, without their failures."""
+    def all_jobs(owner: Owner, limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> list[JobView]:
+        """The latest jobs of the asking key, or of everybody where the server has no keys, the newest first, without
+        their failures."""
         if not desk.begun():
             return []
-        return [_view(status) for status in _asked(lambda: desk.jobs.all(limit))]
+        return [_view(status) for status in _asked(lambda: desk.jobs.all(limit, owner))]
 
     @router.get("/{id}")
     def one_job(id: Annotated[str, Depends(known)]) -> JobView:
@@ -204,13 +215,13 @@ def _add_watching(router: APIRouter, desk: Desk) -> None:
 def _add_steering(router: APIRouter, desk: Desk) -> None:
     known = _known(desk)
 
-    @router.post("/{id}/cancel")
+    @router.post("/{id}/cancel", dependencies=[Depends(counted)], responses=problem_responses(TOO_OFTEN))
     def cancel(id: Annotated[str, Depends(known)]) -> JobView:
         """Stop the job after the pictures in hand. What is done stays."""
         _asked(lambda: desk.jobs.cancel(id))
         return _view(_asked(lambda: desk.jobs.status(id)))
 
-    @router.post("/{id}/retry-failed")
+    @router.post("/{id}/retry-failed", dependencies=[Depends(counted)], responses=problem_responses(TOO_OFTEN))
     def retry_failed(id: Annotated[str, Depends(known)]) -> JobView:
         """Try again what failed, and what was left when the job was cancelled; new pictures of the input join."""
         _asked(lambda: desk.jobs.take_up(id))
@@ -227,15 +238,34 @@ def _add_steering(router: APIRouter, desk: Desk) -> None:
             desk.upload_place(id, "out").clear()
 
 
-def _known(desk: Desk) -> Callable[[str], str]:
-    """The dependency of a path's id: Problem 404 before anything is answered where there is no such job."""
+def _known(desk: Desk) -> Callable[[str, str | None], str]:
+    """The dependency of a path's id: Problem 404 before anything is answered where the asker has no such job."""
 
-    def known(id: Annotated[str, Path(max_length=64, description="the job's id")]) -> str:
-        if not desk.begun():
-            raise Problem(404, f"there is no job {id}; GET /jobs lists them")
-        return _asked(lambda: desk.jobs.status(id, 0)).id
+    def known(id: Annotated[str, Path(max_length=64, description="the job's id")], owner: Owner) -> str:
+        if not desk.begun() or owner not in (None, _asked(lambda: desk.jobs.status(id, 0)).client):
+            raise _unknown(id)
+        return id
 
     return known
+
+
+def _unpacked(desk: Desk, file: IO[bytes], query: JobSettings, owner: str | None) -> str:
+    """The id of a job of an archive's pictures. Where none can be made, nothing of them stays."""
+    id = uuid.uuid4().hex[:12]
+    source, target = desk.upload_place(id, "in"), desk.upload_place(id, "out")
+    try:
+        unpack(file, source, desk.settings.max_archive_bytes)
+        spec = _spec(desk.settings, source.url, target.url, query, True, False)
+        return _asked(lambda: desk.jobs.create(spec, True, id, owner))
+    except BaseException as error:
+        with suppress(StorageError):
+            source.clear()
+        if isinstance(error, BadArchive):
+            status = 413 if isinstance(error, TooLarge) else 415 if isinstance(error, NoArchive) else 422
+            raise Problem(status, str(error)) from error
+        if isinstance(error, StorageError):
+            raise Problem(503, f"the archive cannot be stored: {error}") from error
+        raise
 
 
 _BINARY = {"type": "string", "format": "binary"}
@@ -292,7 +322,7 @@ def _asked(work: Callable[[], _T], loudly: bool = True) -> _T:
     try:
         return work()
     except KeyError as error:
-        raise Problem(404, f"there is no job {error.args[0]}; GET /jobs lists them") from error
+        raise _unknown(error.args[0]) from error
     except Conflict as error:
         raise Problem(409, str(error)) from error
     except NotAllowed as error:
@@ -302,6 +332,10 @@ def _asked(work: Callable[[], _T], loudly: bool = True) -> _T:
             return None  # type: ignore[return-value]
         detail = "the database of jobs cannot be used; the server's log says why"
         raise Problem(503, detail, headers={"Retry-After": "5"}) from error
+
+
+def _unknown(id: str) -> Problem:
+    return Problem(404, f"there is no job {id}; GET /jobs lists them")
 
 
 def _refused(field: str, got: str, message: str) -> Problem:

@@ -16,14 +16,14 @@ from starlette.datastructures import UploadFile
 from service.answers import answer, chosen_answer
 from service.decoder import Decoders
 from service.failures import limits_of
-from service.openapi import PICTURE_ANSWERS, problem_responses
+from service.openapi import PICTURE_ANSWERS, TOO_OFTEN, problem_responses
 from service.pictures import InvalidPicture, check_format, decode_picture, read_metadata
 from service.problems import Problem
 from service.records import Output
 from service.requests import UpscaleRequest
 from service.routes_generate import ERRORS
 from service.schemas import UpscaleQuery
-from service.security import authenticated, counted
+from service.security import counted
 from service.settings import Settings
 from service.upscale import UpscaleOptions
 from sr3.images import Picture
@@ -77,10 +77,10 @@ def upscale_router(settings: Settings) -> APIRouter:
 
     @router.post(
         "/inspect",
-        responses=problem_responses({each: ERRORS[each] for each in (401, 403, 413, 415, 422)}),
+        responses=problem_responses({each: ERRORS[each] for each in (401, 403, 413, 415, 422)} | TOO_OFTEN),
         openapi_extra={"requestBody": upload_schema(options=False)},
     )
-    async def inspect(request: Request, client: Annotated[str, Depends(authenticated)]) -> dict[str, Any]:
+    async def inspect(request: Request, client: Annotated[str, Depends(counted)]) -> dict[str, Any]:
         """What a picture says of how it was made: the text that this server, or AUTOMATIC1111, wrote into it, and
         `settings` as an object."""
         data, _ = await read_upload(request)

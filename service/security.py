@@ -6,9 +6,10 @@ import hashlib
 import hmac
 import time
 from collections.abc import Mapping
+from typing import Annotated
 from urllib.parse import urlsplit
 
-from fastapi import Request
+from fastapi import Depends, Request
 
 from service.problems import Problem
 from service.settings import Settings
@@ -55,6 +56,10 @@ class Gatekeeper:
             raise Problem(401, detail, headers={"WWW-Authenticate": "Bearer"})
         return matches[0]
 
+    def owner(self, client: str) -> str | None:
+        """Whose jobs this client makes and sees: its own; None, those of all, where no keys are set."""
+        return client if self._keys else None
+
     def count(self, client: str) -> None:
         """Problem 429 where the client asked more often than it may (a token bucket of a minute's worth)."""
         most = self._limits.get(client, self._per_minute)
@@ -97,3 +102,9 @@ async def counted(request: Request) -> str:
     keeper: Gatekeeper = request.app.state.gatekeeper
     keeper.count(client)
     return client
+
+
+async def owner(request: Request, client: Annotated[str, Depends(authenticated)]) -> str | None:
+    """The dependency of routes whose things outlive a server: see `Gatekeeper.owner`."""
+    keeper: Gatekeeper = request.app.state.gatekeeper
+    return keeper.owner(client)

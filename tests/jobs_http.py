@@ -15,6 +15,7 @@ from service.__main__ import listen
 from service.openapi import add_problem_schema
 from service.problems import add_problem_handlers
 from service.routes_jobs import jobs_router
+from service.security import Gatekeeper
 from service.settings import Settings, load_settings
 from tests.service_fakes import wait_until
 
@@ -24,6 +25,7 @@ FAKE = [sys.executable, "-m", "tests.jobs_fakes"]
 def jobs_app(settings: Settings) -> FastAPI:
     """An application that has nothing but jobs."""
     app = FastAPI()
+    app.state.gatekeeper = Gatekeeper(settings)
     app.add_middleware(RequestIds)
     add_problem_handlers(app)
     add_problem_schema(app)
@@ -32,7 +34,7 @@ def jobs_app(settings: Settings) -> FastAPI:
 
 
 class RequestIds:
-    """Gives every request an id, as the service's own gate does, and knows nothing of keys."""
+    """Gives every request an id, as the service's own gate does."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

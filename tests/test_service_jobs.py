@@ -254,6 +254,31 @@ def test_so_they_are_on_postgres(postgres: Postgres, spec: JobSpec) -> None:
         jobs.close()
 
 
+def test_a_database_of_an_older_version_gets_what_it_lacks(tmp_path: Path, spec: JobSpec) -> None:
+    check_an_older_database(database_url(tmp_path / "data", None), spec)
+
+
+def test_so_it_is_on_postgres(postgres: Postgres, spec: JobSpec) -> None:
+    check_an_older_database(database_url(Path(), postgres.url), spec)
+
+
+def check_an_older_database(url: str, spec: JobSpec) -> None:
+    jobs = Jobs(open_database(url))
+    id = jobs.create(spec)
+    with jobs.engine.begin() as connection:
+        connection.execute(sa.text("ALTER TABLE sr3_jobs DROP COLUMN client"))
+    jobs.close()
+    jobs = Jobs(open_database(url))
+    try:
+        assert jobs.status(id).client is None
+        mine = jobs.create(replace(spec, output=f"{spec.output}-mine"), client="me")
+        assert jobs.status(mine).client == "me"
+        assert [job.id for job in jobs.all(client="me")] == [mine]
+        assert {id, mine} <= {job.id for job in jobs.all()}
+    finally:
+        jobs.close()
+
+
 def check_results_of_several_threads(jobs: Jobs, spec: JobSpec) -> None:
     id = planned(jobs, spec)
     claims = Claims(jobs.engine)

@@ -175,6 +175,8 @@ def test_keys_are_wanted_everywhere_but_where_nothing_is_told(tmp_path: Path) ->
             limited = server.client.post("/generate", json={"prompt": "a"}, headers={"x-api-key": f"{KEY}-other"})
             assert limited.status_code == status
         assert "1 times a minute" in problem(limited).detail
+        head = {"x-api-key": f"{KEY}-other", "content-type": "image/png"}
+        assert server.client.post("/inspect", content=b"x", headers=head).status_code == 429
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -36,9 +36,9 @@ def client(root: Path) -> Iterator[httpx.Client]:
             yield client
 
 
-def archive(files: dict[str, bytes]) -> bytes:
+def archive(files: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as out:
+    with zipfile.ZipFile(buffer, "w", method) as out:
         for name, data in files.items():
             out.writestr(name, data)
     return buffer.getvalue()
@@ -106,6 +106,10 @@ def test_an_archive_goes_in_and_comes_out(client: httpx.Client, root: Path) -> N
         ({"output": "s3://bucket/x"}, "output"),
         ({"output": "ftp://host/x"}, "output"),
         ({"input": "{root}/data/uploads/x"}, "input"),
+        ({"input": "~nosuch/photos"}, "input"),
+        ({"output": "~nosuch/photos"}, "output"),
+        ({"input": "{root}/free/in\0"}, "input"),
+        ({"output": "s3://bucket/\0"}, "output"),
         ({"factor": 3}, "factor"),
         ({"steps": -1}, "steps"),
         ({"colour": "red"}, "colour"),
@@ -121,20 +125,57 @@ def test_what_is_refused_is_named(client: httpx.Client, root: Path, change: dict
     assert [error.field for error in body_of_problem.errors] == [field]
 
 
+def damaged(method: int) -> bytes:
+    """An archive whose second entry cannot be unpacked, though its directory can be read."""
+    noise = os.urandom(500)
+    data = bytearray(archive({"a.png": b"whole", "b.png": noise}, method))
+    with zipfile.ZipFile(io.BytesIO(data)) as read:
+        last = read.infolist()[1]
+    begin = last.header_offset + 30 + len("b.png")
+    data[begin + 9 : begin + last.compress_size] = b"\xff" * (last.compress_size - 9)
+    return bytes(data)
+
+
+def encrypted() -> bytes:
+    data = bytearray(archive({"a.png": b"whole", "b.png": b"x"}))
+    data[data.rindex(b"PK\1\2") + 8] |= 1
+    return bytes(data)
+
+
+def renamed(name: bytes) -> bytes:
+    """An archive with an entry whose name zipfile would not write."""
+    return archive({"a.png": b"whole", "é" + "b" * (len(name) - 2): b"x"}).replace(
+        "é".encode() + b"b" * (len(name) - 2), name
+    )
+
+
+def twice() -> bytes:
+    return archive({"a.png": b"x", "b.png": b"y"}).replace(b"b.png", b"a.png")
+
+
 @pytest.mark.parametrize(
-    ("data", "status"),
+    ("data", "status", "words"),
     [
-        (b"no archive", 415),
-        (archive({"../../escape.png": b"x"}), 413),
-        (archive({"/etc/x.png": b"x"}), 413),
-        (archive({"large.png": bytes(300_000)}), 413),
-        (os.urandom(200_001), 413),
+        (b"no archive", 415, "not a ZIP archive"),
+        (archive({"../../escape.png": b"x"}), 422, "leads elsewhere"),
+        (archive({"/etc/x.png": b"x"}), 422, "leads elsewhere"),
+        (archive({"large.png": bytes(300_000)}, zipfile.ZIP_DEFLATED), 413, "holds more than"),
+        (os.urandom(200_001), 413, "larger than"),
+        (damaged(zipfile.ZIP_STORED), 422, "damaged"),
+        (damaged(zipfile.ZIP_DEFLATED), 422, "damaged"),
+        (damaged(zipfile.ZIP_BZIP2), 422, "damaged"),
+        (damaged(zipfile.ZIP_LZMA), 422, "damaged"),
+        (encrypted(), 422, "encrypted"),
+        (twice(), 422, "one name"),
+        (renamed(b"\xff\xfe.png"), 415, "not a ZIP archive"),
+        (archive({"a.png": b"x", "a.png/b.png": b"x"}), 422, "both a file and a folder"),
     ],
 )
 def test_a_bad_archive_is_refused_and_leaves_nothing(
-    client: httpx.Client, root: Path, data: bytes, status: int
+    client: httpx.Client, root: Path, data: bytes, status: int, words: str
 ) -> None:
-    assert problem(client.post("/jobs/zip", content=data)).status == status
+    refused = problem(client.post("/jobs/zip", content=data))
+    assert (refused.status, words in refused.detail) == (status, True), refused.detail
     uploads = root / "data" / "uploads"
     assert not [path for path in uploads.rglob("*") if path.is_file()] if uploads.exists() else True
     assert not list(root.rglob("escape.png"))
@@ -152,3 +193,127 @@ def test_an_archive_that_lies_about_its_sizes_is_refused(tmp_path: Path) -> None
     with pytest.raises(BadArchive):
         unpack(io.BytesIO(data), Folder(tmp_path), 100)
     assert MAX_FILES >= 10_000
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Screenshot 2026-11-22 at 5.00.00\u202fPM.png",
+        "写真\u3000一.png",
+        "l’été\xa0à la mer.png",
+        "\U0001f468\u200d\U0001f469\u200d\U0001f467.png",
+        "12:30.jpg",
+        "deep/12:30/C: drive.png",
+    ],
+)
+def test_names_that_cameras_and_people_give_are_taken(tmp_path: Path, name: str) -> None:
+    assert unpack(io.BytesIO(archive({name: b"x"})), Folder(tmp_path), 100) == 1
+    assert (tmp_path / name).read_bytes() == b"x"
+
+
+@pytest.mark.parametrize("name", ["../a.png", "a/../../b.png", "/a.png", "a\\b.png", "C:/a.png", "c:a.png"])
+def test_names_that_lead_elsewhere_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(BadArchive, match="leads elsewhere"):
+        unpack(io.BytesIO(archive({name: b"x"})), Folder(tmp_path / "in"), 100)
+    assert list(tmp_path.rglob("*")) == []
+
+
+@pytest.mark.parametrize("name", ["a\nb.png", "a\x07.png", "a\x85.png"])
+def test_names_with_control_characters_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(BadArchive, match="control characters"):
+        unpack(io.BytesIO(archive({name: b"x"})), Folder(tmp_path), 100)
+
+
+def test_an_entry_without_a_name_is_left_out(tmp_path: Path) -> None:
+    data = archive({"a.png": b"x", ".": b"x", "@b": b"x"}).replace(b"@b", b"\0b")
+    assert unpack(io.BytesIO(data), Folder(tmp_path), 100) == 1
+    assert os.listdir(tmp_path) == ["a.png"]
+
+
+def test_an_archive_whose_job_cannot_be_made_leaves_nothing(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path, job_workers=0)
+    (tmp_path / "jobs.sqlite").mkdir()  # so that no database can be opened
+    with running(jobs_app(settings)) as url:
+        answer = httpx.post(f"{url}/jobs/zip", content=archive({"a.png": b"x"}), timeout=30)
+    assert problem(answer).status == 503
+    assert not [path for path in (tmp_path / "uploads").rglob("*") if path.is_file()]
+
+
+KEYS = {name: {"x-api-key": f"the-key-of-{name}-here"} for name in ("me", "guest")}
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Callable[..., Settings]:
+    """Settings of servers without workers on one database, with these limits in requests a minute, or without keys."""
+
+    def settings(**limits: str) -> Settings:
+        keys = ",".join(f"{name}{limit}:{KEYS[name]['x-api-key']}" for name, limit in limits.items())
+        roots = [str(tmp_path / "free")]
+        return Settings(data_dir=tmp_path / "data", storage_roots=roots, job_workers=0, api_keys=keys)
+
+    return settings
+
+
+def test_a_job_is_its_keys_alone(shared: Callable[..., Settings], tmp_path: Path) -> None:
+    body = {"input": str(tmp_path / "free" / "in"), "output": str(tmp_path / "free" / "out")}
+    with running(jobs_app(shared())) as url, httpx.Client(base_url=url, timeout=30) as client:
+        nobodys = client.post("/jobs/zip", content=archive({"a.png": b"x"})).json()["id"]
+    with running(jobs_app(shared(me="", guest=""))) as url, httpx.Client(base_url=url, timeout=30) as client:
+        assert problem(client.get("/jobs")).status == 401
+        assert problem(client.post("/jobs", json=body)).status == 401
+        mine = client.post("/jobs", json=body, headers=KEYS["me"]).json()["id"]
+        uploaded = client.post("/jobs/zip", content=archive({"a.png": b"x"}), headers=KEYS["me"]).json()["id"]
+        assert [job["id"] for job in client.get("/jobs", headers=KEYS["me"]).json()] == [uploaded, mine]
+        assert client.get("/jobs", headers=KEYS["guest"]).json() == []
+        for name, id in (("guest", mine), ("guest", uploaded), ("guest", nobodys), ("me", nobodys)):
+            for method, rest in (
+                ("GET", ""),
+                ("GET", "/events"),
+                ("GET", "/result.zip"),
+                ("POST", "/cancel"),
+                ("POST", "/retry-failed"),
+                ("DELETE", ""),
+            ):
+                refused = problem(client.request(method, f"/jobs/{id}{rest}", headers=KEYS[name]))
+                unknown = problem(client.request(method, f"/jobs/unknown{rest}", headers=KEYS[name]))
+                assert (refused.status, refused.detail) == (404, unknown.detail.replace("unknown", id))
+        told = {name: problem(client.post("/jobs", json=body, headers=KEYS[name])) for name in KEYS}
+        assert {refused.status for refused in told.values()} == {409}
+        assert [mine in told[name].detail for name in ("me", "guest")] == [True, False]
+        assert client.post(f"/jobs/{mine}/cancel", headers=KEYS["me"]).json()["state"] == "cancelled"
+        assert client.delete(f"/jobs/{mine}", headers=KEYS["me"]).status_code == 204
+    with running(jobs_app(shared())) as url, httpx.Client(base_url=url, timeout=30) as client:
+        assert [job["id"] for job in client.get("/jobs").json()] == [uploaded, nobodys]
+        assert client.post(f"/jobs/{uploaded}/cancel").json()["state"] == "cancelled"
+
+
+@pytest.mark.parametrize("path", ["", "/zip", "/x/cancel", "/x/retry-failed"])
+def test_a_keys_limit_counts_what_is_asked_of_jobs(shared: Callable[..., Settings], path: str) -> None:
+    with running(jobs_app(shared(guest="/1"))) as url, httpx.Client(base_url=url, headers=KEYS["guest"]) as client:
+        assert problem(client.post(f"/jobs{path}", content=b"{}")).status in (404, 415, 422)
+        limited = client.post(f"/jobs{path}", content=b"{}")
+        assert problem(limited).status == 429
+        assert "1 times a minute" in problem(limited).detail
+        assert client.get("/jobs").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"input": "{root}/uploads/x"}, "input"),
+        ({"output": "{root}/uploads/x"}, "output"),
+        ({"input": "{root}", "recursive": True}, "input"),
+    ],
+)
+def test_what_others_uploaded_is_no_jobs_even_below_a_root(
+    tmp_path: Path, change: dict[str, object], field: str
+) -> None:
+    root, other = tmp_path / "root", tmp_path / "other"
+    roots = [str(root), str(other)]
+    settings = Settings(data_dir=tmp_path, storage_roots=roots, uploads=str(root / "uploads"), job_workers=0)
+    filled = {name: value.format(root=root) if isinstance(value, str) else value for name, value in change.items()}
+    body = {"input": str(root / "in"), "output": str(other)} | filled
+    with running(jobs_app(settings)) as url:
+        refused = problem(httpx.post(f"{url}/jobs", json=body, timeout=30))
+    assert (refused.status, [error.field for error in refused.errors or []]) == (422, [field])
+    assert "uploaded" in refused.detail
