@@ -14,17 +14,10 @@ import sqlalchemy as sa
 from service.database import pictures
 from service.jobs import Jobs, JobSpec, PictureState
 from service.storage import Place, open_place
+from sr3.images import SUFFIXES as WRITTEN
 
 MANIFEST = "manifest.jsonl"
-FORMATS = {
-    ".png": "PNG",
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".webp": "WEBP",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-    ".bmp": "BMP",
-}
+FORMATS = {**WRITTEN, ".bmp": "BMP"}
 SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp", "TIFF": ".tif"}
 
 
@@ -42,7 +35,7 @@ def output_format(key: str, wanted: str | None) -> str:
 def output_key(key: str, wanted: str | None) -> str:
     """Where a picture's result goes: its own name, with a suffix added where the format is another.
 
-    Added rather than replaced, so that two pictures never share a result.
+    Added rather than replaced: a.jpg and a.png have two results. Where a picture is called a.jpg.png, `plan` tells.
     """
     format = output_format(key, wanted)
     return key if named_format(key) == format else key + SUFFIXES[format]
@@ -101,7 +94,8 @@ def plan(jobs: Jobs, id: str) -> None:
     """List a job's input, write its pictures down and queue what is to be done. May be run again at any time.
 
     A result that is there is kept, unless `overwrite`: at once where the manifest vouches for its size, else after a
-    look into it. What this job did itself and is still there is not done again.
+    look into it. What this job did itself and is still there is not done again. Of two pictures with one result the
+    second fails.
     """
     spec = jobs.spec(id)
     source, target = open_place(spec.input), open_place(spec.output)
@@ -112,9 +106,13 @@ def plan(jobs: Jobs, id: str) -> None:
         rows = connection.execute(sa.select(*columns).where(pictures.c.job == id))
         known = {row.key: (row.state, row.source_bytes, row.output_bytes) for row in rows}
     batch: list[dict[str, Any]] = []
+    firsts: dict[str, str] = {}
     for key, size in sorted(chosen(source, spec)):
         output = output_key(key, spec.options.format)
-        if (reason := _unusable(key)) is not None:
+        reason = _unusable(key)
+        if reason is None and (first := firsts.setdefault(output, key)) != key:
+            reason = f"its result would be {output}, and so would that of {first}"
+        if reason is not None:
             batch.append(_refused(id, key, size, output, reason))
             continue
         state, verify = PictureState.PENDING, False

@@ -84,7 +84,7 @@ def test_pictures_are_chosen_by_suffix_or_glob_and_hidden_ones_never(jobs: Jobs,
     assert list(chunks(jobs, planned(jobs, path))) == ["deep/c.tiff"]
 
 
-def test_results_never_share_a_name() -> None:
+def test_a_result_has_its_pictures_name_with_a_suffix_added_where_the_format_is_another() -> None:
     assert output_key("a/b.jpg", None) == "a/b.jpg"
     assert output_key("a/b.JPEG", "JPEG") == "a/b.JPEG"
     assert output_key("b.bmp", None) == "b.bmp.png"
@@ -233,6 +233,21 @@ def test_a_name_that_is_not_text_is_a_failure_by_name(jobs: Jobs, spec: JobSpec)
     (failure,) = jobs.status(id).failures
     assert failure["source"] == "bad\\udcff.png"
     assert "UTF-8" in failure["error"]
+
+
+@pytest.mark.parametrize(("format", "first"), [("PNG", "a.jpg"), (None, "a.bmp")])
+def test_of_two_pictures_with_one_result_the_second_is_refused_by_name(
+    jobs: Jobs, spec: JobSpec, format: str | None, first: str
+) -> None:
+    for name in (first, f"{first}.png"):
+        (Path(spec.input) / name).write_bytes(b"x")
+    id = planned(jobs, replace(spec, options=replace(spec.options, format=format), glob=f"{first}*"))
+    assert list(chunks(jobs, id)) == [first]
+    (failure,) = jobs.status(id).failures
+    assert failure["source"] == f"{first}.png"
+    assert failure["error"] == f"its result would be {first}.png, and so would that of {first}"
+    plan(jobs, id)
+    assert list(chunks(jobs, id)) == [first]
 
 
 def test_results_of_several_threads_are_each_written_down_and_counted(jobs: Jobs, spec: JobSpec) -> None:
