@@ -59,7 +59,6 @@ class WorkerProcess:
         self.failure = ""
         self.batch: dict[str, Item] = {}
         self.busy = False
-        self.restarts = 0
         self.memory = self.device_memory = 0
         self.cancelled = 0.0
         self._factory, self._settings = factory, settings
@@ -213,7 +212,6 @@ class WorkerProcess:
             return
         _log.error("worker ended with %s; starting another in %.1f s", code, self._delay)
         self.state, self._pipe = State.LOADING, None
-        self.restarts += 1
         self._started = self._now()
         self._loop.call_later(self._delay, self._start_again, generation)
         self._delay = min(2 * self._delay, LONGEST_DELAY)
