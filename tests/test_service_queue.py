@@ -292,6 +292,22 @@ def test_same_key_is_done_once_and_another_body_is_refused(server: Running) -> N
     assert server.client.post("/generate", json={"prompt": "a"}, headers={"idempotency-key": ""}).status_code == 400
 
 
+def test_a_failure_of_the_server_is_not_repeated_for_the_same_key(tmp_path: Path) -> None:
+    with serving(tmp_path, request_timeout=0.5) as server:
+        server.hold()
+        head = {"idempotency-key": "k1"}
+        first = server.client.post("/generate", json={"prompt": "a"}, headers=head)
+        server.go()
+        again, third = (server.client.post("/generate", json={"prompt": "a"}, headers=head) for _ in range(2))
+        assert (first.status_code, again.status_code) == (504, 200)
+        assert third.content == again.content
+        assert server.begun() == ["a", "a"]
+        head = {"idempotency-key": "k2"}
+        refused = [server.client.post("/generate", json={"prompt": "refuse"}, headers=head) for _ in range(2)]
+        assert [each.status_code for each in refused] == [422, 422]
+        assert server.begun() == ["a", "a", "refuse"]
+
+
 def test_results_are_forgotten_in_time_and_by_size(tmp_path: Path) -> None:
     with serving(tmp_path, result_bytes=1500) as server:
         kept = []
