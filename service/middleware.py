@@ -5,7 +5,6 @@ import re
 import time
 import uuid
 from collections.abc import Mapping
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
@@ -73,7 +72,7 @@ class Gate:
         route = getattr(scope.get("route"), "path", "other")
         self.metrics.requests.labels(route, status).inc()
         self.metrics.request_seconds.labels(route).observe(seconds)
-        path = urlsplit(scope["path"]).path
+        path = scope["path"]
         what = {"method": scope["method"], "path": path, "status": status, "ms": round(1000 * seconds, 1)}
         _log.info("%s %s %s", scope["method"], path, status, extra=what)
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 import time
 from collections.abc import Mapping
 from typing import Annotated
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from fastapi import Depends, Request
 
@@ -39,7 +40,7 @@ class Gatekeeper:
         self._buckets: dict[str, tuple[float, float]] = {}
         self._hosts = {name.strip().lower() for name in settings.allowed_hosts.split(",") if name.strip()}
         if not self._hosts and settings.on_loopback:
-            self._hosts = {"localhost", "127.0.0.1", "::1", settings.host}
+            self._hosts = {"localhost", settings.host}
         self._origins = {origin.strip() for origin in settings.cors_origins.split(",") if origin.strip()}
 
     def client(self, request: Request) -> str:
@@ -78,16 +79,33 @@ class Gatekeeper:
 
     def refusal(self, method: str, headers: Mapping[str, str]) -> Problem | None:
         """Why this is not answered at all: a name that is not ours, as when another site's name is made to lead here,
-        or another site's page that asks for more than to look."""
-        host = urlsplit(f"//{headers.get('host', '')}").hostname or ""
-        if self._hosts and "*" not in self._hosts and host not in self._hosts:
+        or another site's page that asks for more than to look. An IP address leads nowhere else, and probes ask by it.
+        """
+        host = _split(f"//{headers.get('host', '')}").hostname or ""
+        if self._hosts and not ("*" in self._hosts or host in self._hosts or _is_address(host)):
             return Problem(421, f"this server is not called {host[:100]!r}; SERVICE_ALLOWED_HOSTS says its names")
         origin, site = headers.get("origin"), headers.get("sec-fetch-site", "same-origin")
         if method not in ("GET", "HEAD", "OPTIONS") and origin not in self._origins:
-            own = origin is None or urlsplit(origin).netloc == headers.get("host")
+            own = origin is None or _split(origin).netloc == headers.get("host")
             if site == "cross-site" or not own:
                 return Problem(403, "pages of other sites may not ask this server; SERVICE_CORS_ORIGINS allows some")
         return None
+
+
+def _split(url: str) -> SplitResult:
+    """The parts of a URL; empty ones where it is none."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return urlsplit("")
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 async def authenticated(request: Request) -> str:  # async, though it waits for nothing: others get a thread

@@ -178,7 +178,9 @@ class Settings(BaseSettings):
         default=False, description="serve without keys on an address that others may reach too"
     )
     allowed_hosts: str = Field(
-        default="", description="names in the Host header, with commas; none: on loopback its own names, else any"
+        default="",
+        description="names in the Host header, with commas; none: on loopback its own names, else any; "
+        "an IP address passes always",
     )
     cors_origins: str = Field(default="", description="origins, with commas, whose pages may use this server")
     log_format: Literal["json", "text"] = Field(default="json", description="lines of JSON or of text")

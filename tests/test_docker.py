@@ -93,6 +93,18 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         yield running
 
 
+def test_health_check_passes_where_only_other_names_are_allowed(
+    stages: list[list[tuple[str, str]]], tmp_path: Path
+) -> None:
+    (check,) = arguments(stages[-1], "HEALTHCHECK")
+    command = json.loads(check.split("CMD", 1)[1])
+    with serving(tmp_path, allowed_hosts="pictures.example") as server:
+        environ = {**os.environ, "SERVICE_PORT": server.url.rpartition(":")[2]}
+        result = subprocess.run([sys.executable, *command[1:]], env=environ, capture_output=True, check=False)
+        assert result.returncode == 0, result.stderr
+        assert server.client.get("/healthz", headers={"host": "localhost"}).status_code == 421
+
+
 @pytest.mark.parametrize("alive", [True, False])
 def test_health_check_tells_a_live_server_from_none(
     stages: list[list[tuple[str, str]]], server: Running, alive: bool

@@ -184,6 +184,12 @@ def test_keys_are_wanted_everywhere_but_where_nothing_is_told(tmp_path: Path) ->
     [
         ({"host": "evil.example"}, 421),
         ({"host": "localhost"}, 200),
+        ({"host": "10.1.2.3:8000"}, 200),  # no name server makes an address lead elsewhere
+        ({"host": "[fe80::1]:8000"}, 200),
+        ({"host": "10.1.2.3.evil.example"}, 421),
+        ({"host": "["}, 421),
+        ({"host": ""}, 421),
+        ({"origin": "http://["}, 403),
         ({"origin": "https://evil.example"}, 403),
         ({"sec-fetch-site": "cross-site"}, 403),
         ({"origin": "null"}, 403),
@@ -249,6 +255,12 @@ def test_log_has_ids_and_no_prompts_unless_asked(tmp_path: Path, caplog: pytest.
         access = next(line for line in lines if line["logger"] == "service.access" and line["path"] == "/generate")
         assert (access["status"], access["method"], access["request_id"]) == (200, "POST", "id-1")
         assert ("a secret wish" in json.dumps(lines)) is asked
+
+
+def test_a_path_that_is_no_url_is_logged_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "service"), serving(tmp_path) as server:
+        assert server.client.get("/%2f[").status_code == 404
+    assert "GET //[ 404" in [record.getMessage() for record in caplog.records if record.name == "service.access"]
 
 
 @pytest.mark.parametrize(
