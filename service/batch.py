@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -34,6 +35,8 @@ from service.storage import Folder, NotAllowed, Place, StorageError, check_place
 from service.upscale import UpscaleOptions, load_upscaler
 
 INTERRUPTED = 130
+MAX_PIXELS = 2**30
+"""Of a result, where SERVICE_MAX_PIXELS says nothing: who runs this owns the machine, and has photographs."""
 _SAMPLE, _PROBE = 1000, 128
 
 
@@ -84,23 +87,31 @@ def main(
     """Status 0 where all is done, 1 where some pictures failed, 2 where nothing could start, 130 when interrupted."""
     options = tyro.cli(Options, args=argv, prog="python -m service.batch", description=__doc__)
     try:
-        settings = load_settings([])
-        spec = _spec(options, settings)
+        settings = _settings(options.device)
+        spec, devices = _spec(options, settings), settings.device.split(",")
         check_places(spec.input, spec.output, None)
         source = open_place(spec.input)
         if next(chosen(source, spec), None) is None:
             deeper = "" if spec.recursive else "; --recursive looks into folders below"
             return _fail(f"{spec.input} holds no pictures that match{deeper}")
         if options.dry_run:
-            return _dry_run(source, spec, settings, options.workers, load)
+            one = settings.model_copy(update={"device": devices[0]})
+            return _dry_run(source, spec, one, options.workers, load)
         _check_output(open_place(spec.output))
-        devices = [device.strip() for device in (options.device or settings.device).split(",")]
         with _State(settings, spec) as state:
             return _run(state, settings, spec, [devices[i % len(devices)] for i in range(options.workers)], command)
     except (BadSettings, NotAllowed, StorageError, ValueError, OSError) as error:
         return _fail(" ".join(str(error).split()))
     except SQLAlchemyError as error:
         return _fail(f"the database of the run cannot be used: {' '.join(str(error).split())[:300]}")
+
+
+def _settings(device: str | None) -> Settings:
+    """Those of the environment, where it has nothing to say of a server. Raises BadSettings."""
+    flags = [] if device is None else ["--device", device.replace(" ", "")]
+    settings = load_settings(["--host", "127.0.0.1", *flags])  # it listens nowhere, whatever the server does
+    given = "max_pixels" in settings.model_fields_set
+    return settings if given else settings.model_copy(update={"max_pixels": MAX_PIXELS})
 
 
 def _spec(options: Options, settings: Settings) -> JobSpec:
@@ -259,8 +270,13 @@ def _dry_run(
     keys = [key for key, _ in sorted(chosen(source, spec))]
     sample = keys[:: max(1, len(keys) // _SAMPLE)]
     sizes = [_pixels(source, key) for key in sample]
+    most = settings.max_pixels // spec.options.factor**2
     readable = [size for size in sizes if size is not None]
-    pixels = sum(readable) * len(keys) / len(sample)
+    taken = [size for size in readable if size <= most]
+    unreadable, too_large = (
+        len(keys) * number // len(sample) for number in (len(sizes) - len(readable), len(readable) - len(taken))
+    )
+    pixels = sum(taken) * len(keys) / len(sample)
     picture = Picture(np.random.default_rng(0).integers(0, 256, (_PROBE, _PROBE, 3), dtype=np.uint8))
     upscaler = load(settings)
     for _ in range(2):  # the first warms up
@@ -268,8 +284,10 @@ def _dry_run(
         upscaler.upscale([picture], [0], spec.options)
     seconds = (time.perf_counter() - began) / _PROBE**2 * pixels / workers
     about = "about " if len(sample) < len(keys) else ""
+    limit = f"the {most / 1e6:.3g} megapixels that SERVICE_MAX_PIXELS={settings.max_pixels} takes"
     print(
-        f"{len(keys)} pictures, {about}{len(keys) * (len(sizes) - len(readable)) // len(sizes)} of them unreadable; "
+        f"{len(keys)} pictures, {about}{unreadable} of them unreadable"
+        f"{f', {about}{too_large} larger than {limit}' if too_large else ''}; "
         f"{about}{pixels / 1e6:.1f} megapixels, {pixels * spec.options.factor**2 / 1e6:.1f} when enlarged; "
         f"about {_clock(seconds)} with {workers} worker{'s' if workers > 1 else ''}"
     )
@@ -279,8 +297,10 @@ def _dry_run(
 def _pixels(source: Place, key: str) -> int | None:
     try:
         head = b"".join(islice(source.stream(key), 1))
-        with Image.open(io.BytesIO(head)) as image:
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(head)) as image:
             return image.width * image.height
+    except Image.DecompressionBombError:
+        return sys.maxsize
     except Exception:  # whatever is wrong with it, it has no pixels to count
         return None
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from PIL import Image
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.claims import Claims
@@ -69,6 +70,7 @@ def main(
         device = Device(lambda: load(settings), settings.job_batch)
     except Exception as error:
         return _fail(f"cannot load the model: {type(error).__name__}: {' '.join(str(error).split())}")
+    Image.MAX_IMAGE_PIXELS = None  # SERVICE_MAX_PIXELS is looked at before anything is decoded
     worker = JobWorker(settings, data_dir, url, jobs, device)
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, lambda number, frame: worker.stop.set())

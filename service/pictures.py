@@ -9,7 +9,7 @@ from xml.sax.saxutils import escape
 
 from PIL import Image
 
-from sr3.images import LONGEST_SIDE, WRITTEN, ImageError, Picture, TooLarge, encode, read
+from sr3.images import FORMATS, LONGEST_SIDE, WRITTEN, ImageError, Picture, TooLarge, encode, read, sixteen_bit
 from sr3.images import check_format as _check_format
 
 MEDIA_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "TIFF": "image/tiff"}
@@ -41,6 +41,19 @@ def decode_picture(data: bytes, max_pixels: int) -> Picture:
     if min(height, width) < SMALLEST_SIDE:
         raise InvalidPicture(f"the picture is {width}x{height}; both sides must be at least {SMALLEST_SIDE} pixels")
     return picture
+
+
+def announced(data: bytes) -> tuple[int, int, int]:
+    """Width and height of a picture as its file announces them, and the most bytes that its pixels take, before any of
+    them is decoded; zeros where the file announces nothing."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as file:
+            width, height = file.size
+            channels = 4 if file.mode in ("P", "PA") else len(file.getbands()) + ("transparency" in file.info)
+            deep = file.mode.startswith("I") or sixteen_bit(file, data)
+            return width, height, width * height * channels * (2 if deep else 1)
+    except Exception:  # whatever is wrong with it, decoding will say
+        return 0, 0, 0
 
 
 def written_format(picture: Picture, wanted: str | None, factor: int = 1) -> str:

@@ -131,7 +131,9 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(default=65_536, ge=1024, description="longest request body without a picture, in bytes")
     max_upload_bytes: int = Field(default=64 * 2**20, ge=1024, description="longest request body with a picture")
     max_input_pixels: int = Field(default=4096 * 4096, ge=64, description="largest picture taken, in pixels")
-    max_pixels: int = Field(default=8192 * 8192, ge=1, description="largest picture delivered, in pixels")
+    max_pixels: int = Field(
+        default=8192 * 8192, ge=1, description="largest picture delivered, in pixels; service.batch has 2**30"
+    )
     max_images: int = Field(default=8, ge=1, le=8, description="most pictures of one request")
     queue_size: int = Field(default=16, ge=1, description="pictures that may wait; more are answered 429")
     max_per_client: int = Field(default=64, ge=1, description="pictures of one client that may wait and run")

@@ -10,7 +10,6 @@ of which something is left may have lost to a power cut what it had done, one of
 """
 
 import hashlib
-import io
 import logging
 import os
 import threading
@@ -22,11 +21,9 @@ from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from typing import Any, Protocol
 
-from PIL import Image
-
 from service.device import Device
 from service.jobs import MAX_ATTEMPTS, JobSpec, PictureState
-from service.pictures import InvalidPicture, Picture, check_format, decode_picture, encode_picture
+from service.pictures import InvalidPicture, Picture, announced, check_format, decode_picture, encode_picture
 from service.plan import kept_record, named_format, output_format, output_key, picture_seed
 from service.room import Budget, Turns
 from service.storage import Place, StorageError, StorageTrouble, is_bucket
@@ -236,11 +233,11 @@ class _Chunk:
     def _enlarged(self, task: Task, data: bytes, record: dict[str, Any], held: ExitStack) -> bytes:
         """The result's file; `held` keeps the room in memory that it takes."""
         factor, device = self.spec.options.factor, self.studio.device
+        held.enter_context(self.studio.budget.take(self._room(data)))
         picture = decode_picture(data, self.studio.limits.max_pixels // factor**2)
         height, width = picture.pixels.shape[:2]
         record["size"] = [width, height]
         self._check(task, picture)
-        held.enter_context(self.studio.budget.take(picture.pixels.nbytes * (1 + factor**2)))
         options, seed = self.spec.options.for_picture(picture), picture_seed(self.spec.seed, task.key)
         attempts = task.attempts + 1
         while True:
@@ -263,6 +260,18 @@ class _Chunk:
         metadata = device.upscaler.metadata(picture, seed, options)
         return encode_picture(result, output_format(task.key, options.format), options.quality, metadata)
 
+    def _room(self, data: bytes) -> int:
+        """The bytes of a picture's pixels and its result's. InvalidPicture where those would be too many."""
+        factor, most = self.spec.options.factor, self.studio.limits.max_pixels
+        width, height, small = announced(data)
+        if (large := width * height * factor**2) > most:
+            raise InvalidPicture(
+                f"the picture is {width}x{height}; at most {most / factor**2 / 1e6:g} megapixels are accepted at "
+                f"×{factor}, and SERVICE_MAX_PIXELS={large}, the pixels of its result, would let it pass",
+                too_large=True,
+            )
+        return small * (1 + factor**2)
+
     def _check(self, task: Task, picture: Picture) -> None:
         """InvalidPicture where the file is not what its name says, or the result's format cannot hold it."""
         options = self.spec.options
@@ -279,12 +288,15 @@ class _Chunk:
             if not self.target.size(output):
                 return None
             data = self.target.read(output)
-            found = decode_picture(data, self.studio.limits.max_pixels).pixels.shape[:2]
-            with Image.open(io.BytesIO(self.source.read(task.key))) as small:
-                whole = sorted(found) == sorted(self.spec.options.factor * side for side in small.size)
+            *found, room = announced(data)
+            *small, _ = announced(self.source.read(task.key))
+            if sorted(found) != sorted(self.spec.options.factor * side for side in small):  # one may be turned
+                return None
+            with self.studio.budget.take(room):
+                decode_picture(data, self.studio.limits.max_pixels)
         except Exception:  # whatever it is that cannot be read, it is not whole
             return None
-        return len(data) if whole else None
+        return len(data)
 
     def _patiently(self, work: Callable[[], Any]) -> Any:
         """`work()`, again while the storage is in trouble, until patience ends; Stopped where the work is to end."""

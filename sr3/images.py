@@ -170,7 +170,7 @@ def _from_pil(file: Image.Image, data: bytes, name: str) -> Picture:
     if file.format == "TIFF":  # whose own layout stands among the tags
         for tag in set(exif) - DESCRIPTIVE:
             del exif[tag]
-    if file.mode.startswith("I") or _sixteen_bit(file, data):
+    if file.mode.startswith("I") or sixteen_bit(file, data):
         import cv2  # Pillow reads no sixteen bits a colour; here, so that importing sr3 stays cheap
 
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
@@ -196,7 +196,7 @@ def _from_pil(file: Image.Image, data: bytes, name: str) -> Picture:
     return Picture(pixels, icc, exif.tobytes() if len(exif) else None)
 
 
-def _sixteen_bit(file: Image.Image, data: bytes) -> bool:
+def sixteen_bit(file: Image.Image, data: bytes) -> bool:
     """Whether the file holds sixteen bits a channel, which Pillow reads as eight."""
     if file.format == "PNG":
         return data[24] == 16  # the bit depth in its header chunk

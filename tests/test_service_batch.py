@@ -9,9 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from service.batch import main
-from tests.jobs_fakes import BROKEN, digests, fill, load, picture_bytes
+from service.settings import Settings
+from tests.jobs_fakes import BROKEN, FakeUpscaler, digests, fill, load, picture_bytes
 
 ROOT = Path(__file__).parent.parent
 CODE = """
@@ -104,6 +106,7 @@ def test_interrupted_or_killed_it_goes_on_where_it_stopped(tmp_path: Path, end: 
         (["in", "/proc/out"], "/proc/out"),
         (["~nosuch/photos", "out"], "~nosuch/photos"),
         (["in", "o\0ut"], "NUL"),
+        (["in", "out", "--device", "gpu", "--dry-run"], "SERVICE_DEVICE or --device"),
     ],
 )
 def test_bad_start_is_one_line_and_status_2(
@@ -133,6 +136,87 @@ def test_a_dry_run_counts_and_does_nothing(
     out = capsys.readouterr().out
     assert out.startswith("5 pictures, 1 of them unreadable; 0.2 megapixels, 2.7 when enlarged; about 0:00:0")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_counts_what_is_too_large_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(tmp_path / "in", 4, 200)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SERVICE_MAX_PIXELS", str(16 * 200 * 200))
+    assert main(["in", "out", "--dry-run"], [], load) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("4 pictures, 0 of them unreadable, 3 larger than the 0.04 megapixels that SERVICE_MAX_PIXELS")
+    assert "; 0.0 megapixels, 0.6 when enlarged; " in out
+
+
+def test_a_dry_run_takes_photographs_and_what_even_pillow_refuses_is_too_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    for name, size in (("phone", (4000, 3000)), ("camera", (8688, 5792)), ("scan", (20_000, 10_000))):
+        Image.new("1", size).save(tmp_path / "in" / f"{name}.png")
+    monkeypatch.chdir(tmp_path)
+    assert main(["in", "out", "--dry-run"], [], load) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("3 pictures, 0 of them unreadable, 1 larger than the 67.1 megapixels that ")
+    assert "; 62.3 megapixels, 997.1 when enlarged; " in out
+
+
+def test_a_dry_run_is_tried_on_the_first_of_the_devices_that_were_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path / "in", 1)
+    monkeypatch.chdir(tmp_path)
+    devices = []
+
+    def load_on(settings: Settings) -> FakeUpscaler:
+        devices.append(settings.device)
+        return load(settings)
+
+    assert main(["in", "out", "--dry-run", "--device", "cuda:1, cuda:0", "--workers", "2"], [], load_on) == 0
+    assert devices == ["cuda:1"]
+
+
+def test_it_starts_where_the_server_would_listen_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path / "in", 1)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SERVICE_HOST", "0.0.0.0")  # as in the image
+    assert main(["in", "out", "--dry-run"], [], load) == 0
+
+
+def test_a_larger_picture_than_the_server_takes_is_enlarged_unless_a_limit_is_given(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    Image.new("L", (2100, 2000), 99).save(tmp_path / "in" / "photo.jpg")
+    assert Settings().max_pixels < 2100 * 2000 * 16
+    process = batch(tmp_path, "--steps", "0")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    with Image.open(tmp_path / "out" / "photo.jpg") as image:
+        assert image.size == (8400, 8000)
+    limited = {**environment(tmp_path), "SERVICE_MAX_PIXELS": str(Settings().max_pixels)}
+    command = [sys.executable, "-c", CODE, "in", "out", "--overwrite", "--steps", "0"]
+    done = subprocess.run(command, cwd=tmp_path, env=limited, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "failed: photo.jpg: the picture is 2100x2000" in done.stderr
+    assert "SERVICE_MAX_PIXELS=67200000" in done.stderr
+
+
+def test_a_result_larger_than_pillow_reads_by_default_is_kept(tmp_path: Path) -> None:
+    fill(tmp_path / "in", 1)
+    code = (
+        "import sys; from PIL import Image; Image.MAX_IMAGE_PIXELS = 16 * 16; from service.job_worker import main; "
+        "from tests.jobs_fakes import load; sys.exit(main(sys.argv[1:], load))"
+    )
+    whole = CODE.replace('"-m", "tests.jobs_fakes"', f'"-c", "{code}"')
+    command = [sys.executable, "-c", whole, "in", "out", "--steps", "0"]
+    for begins in ("1 done, 0 failed of 1", "0 done, 0 failed, 1 there already of 1"):
+        (tmp_path / "out" / "manifest.jsonl").unlink(missing_ok=True)  # so that the result is looked into
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith(begins)
 
 
 def test_workers_that_cannot_start_end_it_with_status_2(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import io
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from PIL import Image
 from service.device import Device
 from service.jobs import JobSpec, PictureState
 from service.pictures import Picture, read_metadata
+from service.room import Budget
 from service.storage import StorageTrouble
 from service.upscale import UpscaleOptions
 from service.work import Limits, Studio, Task
@@ -166,6 +168,7 @@ def test_a_picture_is_the_same_alone_and_in_a_batch() -> None:
         ("tiny.png", picture_bytes(1, 4), "at least"),
         ("suffix.jpg", picture_bytes(1), "wrong suffix: the file is PNG, its name says JPEG"),
         ("huge.png", encoded(np.zeros((1100, 1000), np.uint8), "PNG"), "at most"),
+        ("huge.jpg", encoded(np.zeros((1100, 1000), np.uint8), "JPEG"), "SERVICE_MAX_PIXELS=17600000"),
         ("broken.png", picture_bytes(1, first=BROKEN), "RuntimeError: the model failed"),
     ],
 )
@@ -296,6 +299,28 @@ def test_a_cancelled_job_is_left() -> None:
     assert not studio.run(SPEC, source, Memory(), tasks, ledger)
     assert 1 <= len(ledger.records) < 5
     assert sorted(ledger.begun) == sorted([*ledger.records, *ledger.returned])
+
+
+def test_room_is_taken_before_a_picture_is_decoded_and_for_a_look_into_a_result() -> None:
+    costs: list[int] = []
+
+    class Noting(Budget):
+        @contextmanager
+        def take(self, cost: int) -> Iterator[None]:
+            costs.append(cost)
+            with super().take(cost):
+                yield
+
+    deep = np.random.default_rng(0).integers(0, 65535, (16, 16), np.uint16)
+    files = {"grey.png": encoded(deep, "PNG"), "cut.png": picture_bytes(1, 64)[:-99], "there.png": picture_bytes(2)}
+    _, made, _ = run(Memory({"there.png": files["there.png"]}))
+    studio, ledger = studio_of(FakeUpscaler(), Limits(2**24)), Ledger()
+    studio.budget = Noting(2**24)
+    tasks = [Task(key, len(data), verify=True) for key, data in files.items()]
+    assert studio.run(SPEC, Memory(files), made, tasks, ledger)
+    done, failed, kept = PictureState.DONE, PictureState.FAILED, PictureState.KEPT
+    assert [ledger.records[key][0] for key in files] == [done, failed, kept]
+    assert sorted(costs) == sorted([16 * 16 * 2 * 17, 64 * 64 * 3 * 17, 64 * 64 * 3])
 
 
 def test_what_is_in_memory_stays_under_the_budget() -> None:
