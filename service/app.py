@@ -36,7 +36,7 @@ A seed gives the same picture alone and in any batch: on a CPU the same bytes, e
 
 `Accept` chooses how a picture is answered: its bytes, `application/json`, or `text/event-stream` with progress and
 previews. `Prefer: respond-async` answers 202 with a `Location` at once. A request sent again with the same
-`Idempotency-Key` is done once.
+`Idempotency-Key` is done once, unless the server failed at it.
 
 Errors are `application/problem+json` (RFC 9457) and carry the request's id."""
 

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from service.describe import model_info, model_name, sampler_name
 from service.draw import Painter, check_scheduler
 from service.requests import (
-    ENLARGEMENTS,
     Cascade,
     GenerateRequest,
     GenerateResult,
@@ -33,7 +32,7 @@ from service.requests import (
 )
 from service.settings import Settings
 from service.steps import StepCallback, interruptible
-from service.upscale import OnStep, UpscaleOptions, Upscaler, load_upscaler
+from service.upscale import STAGES, OnStep, UpscaleOptions, Upscaler, load_upscaler
 from sr3.images import Picture
 
 if TYPE_CHECKING:
@@ -138,7 +137,7 @@ class DiffusersCascade:
         height, width = pictures[alive[0]].shape[:2]
         self._check_pixels(upscale, width * upscale, height * upscale)
         used = self._used(first, options, (width, height))
-        for stage, child in zip(ENLARGEMENTS[upscale], (1, 2), strict=False):
+        for stage, child in zip(STAGES[upscale], (1, 2), strict=False):
             for index in [index for index in alive if not wanted(index)]:
                 outcomes[index] = NotWanted()
                 alive.remove(index)

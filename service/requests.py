@@ -12,9 +12,6 @@ from numpy.typing import NDArray
 from service.upscale import OnStep, UpscaleOptions
 from sr3.images import Picture
 
-# The enlargements that each `upscale` takes, by the name of what they give.
-ENLARGEMENTS: dict[int, tuple[str, ...]] = {1: (), 4: ("x4",), 16: ("x4", "x16")}
-
 
 class InvalidRequest(ValueError):
     """The loaded models cannot do what `field` asks for; the message says why."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from service.requests import UpscaleRequest, UsedSettings
     from service.settings import Settings
 
+# The enlargements that each `upscale` takes, by the name of what they give.
 STAGES: dict[int, tuple[str, ...]] = {1: (), 4: ("x4",), 16: ("x4", "x16")}
 
 
