@@ -213,7 +213,7 @@ class SR3Pipeline(DiffusionPipeline):
         """What `count` pictures take. Raises ValueError for models that no region can stand for the whole of."""
         if self._looks_across():
             raise ValueError("max_memory cannot bound this model or scheduler; set a tiling instead")
-        config, each = self.unet.config, self.unet.dtype.itemsize
+        config, each = self.unet.config, next(self.unet.parameters()).dtype.itemsize
         cost = memory.cost(self.encoder.config.channels, config.base_channels, config.patch_size, each)
         return memory.Cost(*(count * value for value in (cost.picture, cost.tile, cost.result)))
 
