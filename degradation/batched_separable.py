@@ -87,11 +87,15 @@ def _shrink(i: Tensor, ratio: Tensor, width: int) -> Tensor:
 
 
 def _antialiased(centre: Tensor, ratio: Tensor, old_size: Tensor, width: int) -> Tensor:
-    """Cubic with a = −0.5, stretched when shrinking, normalised over the pixels that exist."""
+    """Cubic with a = −0.5, stretched when shrinking, normalised over the pixels that exist.
+
+    Rows beyond an image's new size are zero: normalised, they would be 0/0, which a later product spreads.
+    """
     stretch = ratio.clamp(min=1)
     j = torch.arange(width, device=centre.device)
     weights = _cubic(((j - centre) / stretch).abs(), -0.5) * (j < old_size)
-    return (weights / weights.sum(dim=-1, keepdim=True)).float()
+    exists = centre < old_size - 0.5
+    return torch.where(exists, weights / weights.sum(dim=-1, keepdim=True), 0).float()
 
 
 def _cubic(x: Tensor, a: float) -> Tensor:

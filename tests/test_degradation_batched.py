@@ -88,13 +88,14 @@ def test_jpeg_is_over_38_db(quality, subsampling):
         assert psnr(single(apply_plans_batched(stack([image]), [plan])[0]), apply_plan(image, plan)) > 38
 
 
-def test_steps_of_one_kind_and_many_sizes_share_a_batch():
+@pytest.mark.parametrize("method", ["linear", "bicubic"])
+def test_steps_of_one_kind_and_many_sizes_share_a_batch(method):
     """Every image is at another size when the same kinds of step come; borders must not leak."""
     images = [textured(seed, HEIGHT, WIDTH) for seed in range(6)]
     plans = []
     for i in range(6):
         middle = (
-            Resize(20 + 9 * i, 60 - 7 * i, "linear"),
+            Resize(20 + 9 * i, 60 - 7 * i, method),
             Blur(0.5 + i, 7 + 2 * i),
             AnisotropicBlur(1 + i, 0.5, i, 9 + 2 * i),
             GaussianNoise(5.0 + i, "colour", i),
@@ -102,6 +103,18 @@ def test_steps_of_one_kind_and_many_sizes_share_a_batch():
             Resize(HEIGHT, WIDTH, "cubic"),
         )
         plans.append(Plan("mixed", 1, (HEIGHT, WIDTH), middle[i % 2 :] if i % 2 else middle))
+    batched = apply_plans_batched(stack(images), plans)
+    for image, plan, result in zip(images, plans, batched, strict=True):
+        assert psnr(single(result), apply_plan(image, plan)) > 60
+
+
+def test_a_small_bicubic_result_beside_a_large_one():
+    """Far beyond the small one's own pixels, none of its input is within the kernel's reach."""
+    images = [textured(seed, 16, 16) for seed in range(2)]
+    plans = [
+        Plan("x", 1, (16, 16), (Resize(side, side, "bicubic"), Blur(2.0, 25), Resize(16, 16, "bicubic")))
+        for side in (10, 40)
+    ]
     batched = apply_plans_batched(stack(images), plans)
     for image, plan, result in zip(images, plans, batched, strict=True):
         assert psnr(single(result), apply_plan(image, plan)) > 60
