@@ -22,10 +22,11 @@ from degradation.plan import Decimate, Jpeg, Plan, Resize, Step
 def apply_plans_batched(images: Tensor, plans: Sequence[Plan], generator: torch.Generator | None = None) -> Tensor:
     """(N, 3, H, W) float32 RGB in [0, 1] and N plans → (N, 3, H/scale, W/scale), on the same device.
 
-    What ``apply_plan`` does, to within rounding (over 45 dB for each step alone; over 38 dB for JPEG,
-    which is computed here without its lossless half). Without a generator the noise is the very noise
-    of the plans, drawn on the host from their seeds. With one, on the images' device, the noise is
-    drawn there instead: of the same distribution, faster on a GPU, and not repeatable from the plan.
+    What ``apply_plan`` does, to within rounding: over 45 dB for each step alone. For JPEG, computed here
+    without its lossless half, that is the median of many images: a coefficient that rounds the other way
+    is a whole step off, and an image of few blocks can be at 25 dB for it. Without a generator the noise is
+    the very noise of the plans, drawn on the host from their seeds. With one, on the images' device, the
+    noise is drawn there instead: of the same distribution, faster on a GPU, and not repeatable from the plan.
     Raises ValueError for another shape or type, plans of other sizes than the images, of several
     scales, or not one for each image.
     """

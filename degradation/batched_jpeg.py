@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from degradation.batched_borders import Size, extents, gather
 
 _LUMA = (
     (16, 11, 10, 16, 24, 40, 51, 61),
@@ -38,22 +41,33 @@ _TO_YCC = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, 
 _TO_RGB = ((1.0, 0.0, 1.402), (1.0, -0.344136, -0.714136), (1.0, 1.772, 0.0))
 
 
-def jpeg_batch(images: Tensor, quality: Tensor, subsampling: str) -> Tensor:
-    """(n, 3, H, W) RGB in [0, 1], H and W multiples of 16, and (n,) qualities → what JPEG leaves of it.
+def jpeg_batch(images: Tensor, sizes: Sequence[Size], quality: Tensor, subsampling: str) -> Tensor:
+    """(n, 3, H, W) RGB in [0, 1], of which ``sizes`` count, and (n,) qualities → what JPEG leaves of it.
 
-    Raises ValueError for other sizes.
+    Borders are repeated up to whole blocks as libjpeg does: to the right the pixels, below the means of
+    the chroma; and again when the chroma is enlarged.
     """
-    if images.shape[2] % 16 or images.shape[3] % 16:
-        raise ValueError(f"JPEG in batches takes multiples of 16 pixels, got {tuple(images.shape[2:])}")
-    pixels = torch.round(images.clamp(0, 1) * 255)
+    height, width = images.shape[2:]
+    whole = _repeat(images, sizes, (-(-height // 16) * 16, -(-width // 16) * 16))
+    pixels = torch.round(whole.clamp(0, 1) * 255)
     ycc = torch.round(torch.einsum("cd,ndhw->nchw", images.new_tensor(_TO_YCC), pixels))
     luma = _quantise(ycc[:, :1] - 128, _table(quality, _LUMA)) + 128
-    strides = _STRIDES[subsampling]
-    chroma = _quantise(_subsample(ycc[:, 1:], strides), _table(quality, _CHROMA))
-    if strides != (1, 1):  # libjpeg enlarges with a triangle filter: weights 3/4 and 1/4
+    down, across = _STRIDES[subsampling]
+    means = _subsample(ycc[:, 1:], (down, across))
+    means = _repeat(means, [(-(-h // down), means.shape[3]) for h, _ in sizes], means.shape[2:])
+    chroma = _quantise(means, _table(quality, _CHROMA))
+    if across != 1:  # libjpeg enlarges with a triangle filter: weights 3/4 and 1/4
+        chroma = _repeat(chroma, [(-(-h // down), -(-w // across)) for h, w in sizes], chroma.shape[2:])
         chroma = torch.round(F.interpolate(chroma, size=luma.shape[2:], mode="bilinear"))
     rgb = torch.einsum("cd,ndhw->nchw", images.new_tensor(_TO_RGB), torch.cat([luma, chroma], dim=1))
-    return torch.round(rgb).clamp(0, 255) / 255
+    return (torch.round(rgb).clamp(0, 255) / 255)[:, :, :height, :width]
+
+
+def _repeat(planes: Tensor, sizes: Sequence[Size], whole: Sequence[int]) -> Tensor:
+    """``whole`` (height, width) of each: its last row and column that count, repeated."""
+    heights, widths = extents(sizes, planes.device)
+    rows, columns = (torch.arange(side, device=planes.device) for side in whole)
+    return gather(planes, torch.minimum(rows, heights[:, None] - 1), torch.minimum(columns, widths[:, None] - 1))
 
 
 def _subsample(chroma: Tensor, strides: tuple[int, int]) -> Tensor:

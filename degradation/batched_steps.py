@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from degradation.batched_borders import Size, extents, gather, mirror_pad
+from degradation.batched_borders import Size, mirror_pad
 from degradation.batched_jpeg import jpeg_batch
 from degradation.batched_noise import camera_noise_batch, gaussian_noise_batch, poisson_noise_batch
 from degradation.batched_separable import apply_separable, blur_matrix, gaussian_taps, resize_matrix
@@ -104,14 +104,8 @@ def _decimate(images: Tensor, sizes: Sequence[Size], steps: Sequence[Decimate]) 
 
 
 def _jpeg(images: Tensor, sizes: Sequence[Size], steps: Sequence[Jpeg]) -> Tensor:
-    """The border is repeated up to whole blocks, as libjpeg does."""
-    height, width = images.shape[2:]
-    heights, widths = extents(sizes, images.device)
-    rows = torch.arange(-(-height // 16) * 16, device=images.device)
-    columns = torch.arange(-(-width // 16) * 16, device=images.device)
-    padded = gather(images, torch.minimum(rows, heights[:, None] - 1), torch.minimum(columns, widths[:, None] - 1))
     quality = torch.tensor([step.quality for step in steps], device=images.device)
-    return jpeg_batch(padded, quality, steps[0].subsampling)[:, :, :height, :width]
+    return jpeg_batch(images, sizes, quality, steps[0].subsampling)
 
 
 def _sharpen(images: Tensor, sizes: Sequence[Size], steps: Sequence[Sharpen]) -> Tensor:

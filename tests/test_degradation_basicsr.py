@@ -61,6 +61,6 @@ def test_jpeg_in_batches_is_closer_to_the_codec_than_theirs(quality):
     image = textured(1, 64, 80)
     tensor = torch.from_numpy(image.transpose(2, 0, 1)[None].copy())
     other = load("utils.diffjpeg").DiffJPEG(differentiable=False)(tensor, torch.tensor([float(quality)]))
-    ours = jpeg_batch(tensor, torch.tensor([quality]), "4:2:0")
+    ours = jpeg_batch(tensor, [(64, 80)], torch.tensor([quality]), "4:2:0")
     codec = jpeg(image, quality).transpose(2, 0, 1)
     assert psnr(ours[0].numpy(), codec) > max(38, psnr(other[0].detach().numpy(), codec))
