@@ -6,13 +6,13 @@ import diffusers
 
 from sr3.pipeline import SR3Pipeline
 
-SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
-    "DDIM": (diffusers.DDIMScheduler, {"clip_sample": False}),
-    "DDPM": (diffusers.DDPMScheduler, {"clip_sample": False}),
-    "DPMSolver++": (diffusers.DPMSolverMultistepScheduler, {"thresholding": False}),
-    "Euler": (diffusers.EulerDiscreteScheduler, {}),
-    "LMS": (diffusers.LMSDiscreteScheduler, {}),
-    "UniPC": (diffusers.UniPCMultistepScheduler, {}),
+SCHEDULERS: dict[str, Any] = {
+    "DDIM": diffusers.DDIMScheduler,
+    "DDPM": diffusers.DDPMScheduler,
+    "DPMSolver++": diffusers.DPMSolverMultistepScheduler,
+    "Euler": diffusers.EulerDiscreteScheduler,
+    "LMS": diffusers.LMSDiscreteScheduler,
+    "UniPC": diffusers.UniPCMultistepScheduler,
 }
 
 
@@ -21,6 +21,11 @@ def with_scheduler(pipeline: SR3Pipeline, name: str) -> SR3Pipeline:
     found = {known.lower(): known for known in SCHEDULERS}.get(name.lower())
     if found is None:
         raise ValueError(f"scheduler is {name!r}; it must be one of {', '.join(SCHEDULERS)}")
-    kind, options = SCHEDULERS[found]
-    scheduler = kind.from_config(pipeline.scheduler.config, **options)
+    config = pipeline.scheduler.config
+    options: dict[str, Any] = {}
+    if found in ("DDIM", "DDPM"):
+        options["clip_sample"] = config.get("clip_sample", False)  # their default clips
+    if found == "DPMSolver++":
+        options["thresholding"] = False
+    scheduler = SCHEDULERS[found].from_config(config, **options)
     return SR3Pipeline(pipeline.encoder, pipeline.unet, scheduler, pipeline.config.temperature)

@@ -10,7 +10,7 @@ from PIL import Image
 from sr3.images import to_tensor
 from sr3.model import reduce
 from sr3.pipeline import ModelError, SR3Pipeline, load
-from sr3.presets import save
+from sr3.presets import PRESETS, build, save
 from sr3.schedulers import SCHEDULERS, with_scheduler
 from sr3.tiling import Tiling
 
@@ -216,3 +216,10 @@ def test_wrong_directories_are_named(small_pipeline, tmp_path):
 def test_an_unknown_scheduler_is_refused_with_the_known_ones(small_pipeline):
     with pytest.raises(ValueError, match="one of DDIM, DDPM, DPMSolver"):
         with_scheduler(small_pipeline, "Magic")
+
+
+def test_a_scheduler_clips_where_the_models_own_does(small_pipeline):
+    paper = build(PRESETS["sr3-paper-tiny"])
+    for name in ("DDIM", "DDPM"):
+        assert with_scheduler(paper, name).scheduler.config.clip_sample
+        assert not with_scheduler(small_pipeline, name).scheduler.config.clip_sample
