@@ -71,17 +71,19 @@ def write_sheet(path: Path, rows: Sequence[tuple[str, Mapping[str, np.ndarray]]]
 
 
 def peak_memory(call: Callable[[], Result]) -> tuple[Result, float]:
-    """The call's result, and in MB the most memory while it ran: of the GPU's allocator where one was used, else of
-    the whole process on Linux, else not a number."""
+    """The call's result, and in MB the most memory while it ran: of the GPU's allocator where the call used it, else
+    of the whole process on Linux, else not a number. The weights of other networks that are loaded count too."""
     import torch
 
+    before = 0
     if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.reset_peak_memory_stats()  # to what is allocated, not to 0
+        before = torch.cuda.memory_allocated()
     clear = Path("/proc/self/clear_refs")
     if sys.platform == "linux" and clear.exists():
         clear.write_text("5")  # forget the peak so far
     result = call()
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated() > before:
         return result, torch.cuda.max_memory_allocated() / 1e6
     if sys.platform != "linux":
         return result, math.nan
