@@ -91,8 +91,7 @@ def _put(canvas: Tensor, index: Tensor, changed: Tensor, sizes: Sequence[Size]) 
     """The canvas with the changed images in it, just large enough for all images."""
     height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
     if changed.shape[0] == canvas.shape[0]:
-        index_is_all = changed[torch.argsort(index)]
-        return index_is_all[:, :, :height, :width]
+        return changed[:, :, :height, :width]  # groups ascend
     canvas = canvas[:, :, :height, :width]
     canvas = F.pad(canvas, (0, width - canvas.shape[3], 0, height - canvas.shape[2]))  # a copy
     changed = changed[:, :, :height, :width]

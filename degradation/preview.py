@@ -44,7 +44,7 @@ class Options:
     n: int = 6
     """How many degraded versions of each picture."""
     seed: int = 0
-    """Plan i of picture j is drawn from the generator with the seed [seed, j, i]."""
+    """Plan i of picture j is drawn from the generator with the seed [seed, j, i], both counted from 0."""
     scale: int = 4
     """How many times smaller the pictures become."""
     crop: int = 320
@@ -150,7 +150,7 @@ def _words(options: Options, preset: Preset) -> tuple[str, str]:
     if options.op:
         return "Degradation by hand", made_by
     heading = f"Degradation: preset {preset.name}, scale {options.scale}, seed {options.seed}"
-    return heading, f"{made_by} Plan i of picture j is drawn with the seed [{options.seed}, j, i]."
+    return heading, f"{made_by} Plan i of picture j, counted from 0, is drawn with the seed [{options.seed}, j, i]."
 
 
 def _load_preset(name: str) -> Preset:

@@ -30,7 +30,7 @@ _COLUMNS, _GAP, _MARGIN = 3, 20, 40
 
 
 def draw_statistics(plans: Sequence[Plan], name: str) -> np.ndarray:
-    """Ten charts of the plans' steps: a sheet, uint8 (H, W, 3) RGB. ``name`` stands in the heading."""
+    """Twelve charts of the plans' steps: a sheet, uint8 (H, W, 3) RGB. ``name`` stands in the heading."""
     parts = [
         _operations(plans),
         _order(plans),
