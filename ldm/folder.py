@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
@@ -23,6 +24,8 @@ class Captioned:
         try:
             with Image.open(self.path) as file:
                 upright = ImageOps.exif_transpose(file)
+                if upright.mode.startswith("I"):
+                    upright = _eight_bits(upright)
                 if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
                     upright = upright.convert("RGBA")
                     ground = Image.new("RGBA", upright.size, "white")
@@ -30,6 +33,16 @@ class Captioned:
                 return upright.convert("RGB")
         except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
             raise ValueError(f"{self.path} cannot be read as a picture: {error}") from None
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """Grey of 16 bits as grey of 8, with alpha where one value is transparent: Pillow would clip it at 255."""
+    values = np.asarray(picture)
+    grey = Image.fromarray(np.round(np.clip(values / 257, 0, 255)).astype(np.uint8))
+    key = picture.info.get("transparency")
+    if key is not None:
+        grey.putalpha(Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8)))
+    return grey
 
 
 def read_captioned(folder: Path) -> list[Captioned]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm.folder import read_captioned
+from ldm.folder import Captioned, read_captioned
 
 
 def picture(path, colour=(200, 30, 30, 255)) -> None:
@@ -31,6 +31,21 @@ def test_metadata_lines(tmp_path):
     lines = [{"file_name": "a.png", "text": "one"}, {"file_name": "sub/b.png", "caption": "two"}]
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
     assert [f.caption for f in read_captioned(tmp_path)] == ["one", "two"]
+
+
+def test_sixteen_bits_of_grey_keep_their_tones(tmp_path):
+    ramp = np.arange(256, dtype=np.uint16)[None].repeat(4, axis=0) * 257
+    for values, options in (
+        (ramp, {"format": "PNG"}),
+        (ramp, {"format": "PNG", "transparency": 257 * 30}),
+        (ramp.astype(np.int32), {"format": "TIFF"}),
+    ):
+        Image.fromarray(values).save(tmp_path / "a.png", **options)
+        wanted = np.arange(256)
+        if "transparency" in options:
+            wanted[30] = 255  # as what is transparent is white
+        seen = np.asarray(Captioned(tmp_path / "a.png", "").open())
+        assert seen.shape == (4, 256, 3) and (seen == wanted[None, :, None]).all()
 
 
 def test_every_fault_is_named(tmp_path):
