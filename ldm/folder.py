@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 CAPTION_KEYS = ("text", "caption", "prompt")
@@ -31,7 +31,7 @@ class Captioned:
                     ground = Image.new("RGBA", upright.size, "white")
                     upright = Image.alpha_composite(ground, upright)
                 return upright.convert("RGB")
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise ValueError(f"{self.path} cannot be read as a picture: {error}") from None
 
 
@@ -96,7 +96,11 @@ def _beside(paths: list[Path], faults: list[str]) -> dict[str, str]:
 
 def _listed(file: Path, faults: list[str]) -> dict[str, str]:
     captions: dict[str, str] = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), 1):
+    try:
+        lines = file.read_text(encoding="utf-8-sig").split("\n")  # splitlines would end one at U+2028 too
+    except UnicodeDecodeError:
+        raise ValueError(f"{file} is not UTF-8 text") from None
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
@@ -120,5 +124,5 @@ def _check(picture: Captioned, faults: list[str]) -> None:
     try:
         with Image.open(picture.path):
             pass
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         faults.append(f"{picture.path.name} is not a picture")

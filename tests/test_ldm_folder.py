@@ -74,3 +74,28 @@ def test_what_is_no_picture_is_named(tmp_path):
     (tmp_path / "a.txt").write_text("fine")
     with pytest.raises(ValueError, match=r"a\.png is not a picture"):
         read_captioned(tmp_path)
+
+
+def test_damage_inside_a_picture_is_named(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    second = data.index(b"IDAT", data.index(b"IDAT") + 4)
+    (tmp_path / "a.png").write_bytes(data[:second] + b"\0\0\0\0" + data[second + 4 :])
+    with pytest.raises(ValueError, match=r"a\.png cannot be read as a picture: .*chunk"):
+        Captioned(tmp_path / "a.png", "").open()
+
+
+def test_metadata_of_another_encoding_is_named(tmp_path):
+    picture(tmp_path / "a.png")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "café"}', encoding="latin-1")
+    with pytest.raises(ValueError, match=r"metadata\.jsonl is not UTF-8 text"):
+        read_captioned(tmp_path)
+
+
+def test_only_a_newline_ends_a_line_of_metadata(tmp_path):
+    for name in ("a", "b"):
+        picture(tmp_path / f"{name}.png")
+    lines = ('{"file_name": "a.png", "text": "one\u2028two"}', '{"file_name": "b.png", "text": "three"}', "")
+    (tmp_path / "metadata.jsonl").write_bytes("\r\n".join(lines).encode())
+    assert [f.caption for f in read_captioned(tmp_path)] == ["one two", "three"]
