@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+CAPTION_SUFFIXES = (".txt", ".caption")
 CAPTION_KEYS = ("text", "caption", "prompt")
 NAMED = 5  # faults that a message names; then it counts
 
@@ -61,6 +62,7 @@ def read_captioned(folder: Path) -> list[Captioned]:
     listed = folder / "metadata.jsonl"
     faults: list[str] = []
     captions = _listed(listed, faults) if listed.is_file() else _beside(paths, faults)
+    stray = [] if listed.is_file() else _stray(folder, paths)
     found = []
     for path in paths:
         name = path.relative_to(folder).as_posix()
@@ -73,16 +75,28 @@ def read_captioned(folder: Path) -> list[Captioned]:
             found.append(Captioned(path, " ".join(text.split())))
             _check(found[-1], faults)
     faults += [f"{name} is captioned but not there" for name in captions]
+    if stray:
+        more = f" and {len(stray) - NAMED} more" if len(stray) > NAMED else ""
+        accepted = ", ".join(sorted(SUFFIXES))
+        faults.append(f"{', '.join(stray[:NAMED])}{more}: no picture of that name beside ({accepted})")
     if faults:
         more = f" and {len(faults) - NAMED} more" if len(faults) > NAMED else ""
         raise ValueError(f"{folder}: {'; '.join(faults[:NAMED])}{more}")
     return found
 
 
+def _stray(folder: Path, paths: list[Path]) -> list[str]:
+    """The files that look like captions of pictures that are not there, or are of a kind that is not read."""
+    captioned = {path.with_suffix("") for path in paths}
+    texts = [p for p in folder.rglob("*") if p.suffix.lower() in CAPTION_SUFFIXES and not p.name.startswith(".")]
+    alone = [p for p in texts if p.with_suffix("") not in captioned and p.is_file()]
+    return sorted(p.relative_to(folder).as_posix() for p in alone)
+
+
 def _beside(paths: list[Path], faults: list[str]) -> dict[str, str]:
     captions = {}
     for path in paths:
-        for suffix in (".txt", ".caption"):
+        for suffix in CAPTION_SUFFIXES:
             beside = path.with_suffix(suffix)
             if beside.is_file():
                 try:

@@ -99,3 +99,24 @@ def test_only_a_newline_ends_a_line_of_metadata(tmp_path):
     lines = ('{"file_name": "a.png", "text": "one\u2028two"}', '{"file_name": "b.png", "text": "three"}', "")
     (tmp_path / "metadata.jsonl").write_bytes("\r\n".join(lines).encode())
     assert [f.caption for f in read_captioned(tmp_path)] == ["one two", "three"]
+
+
+def test_captions_of_no_picture_are_named(tmp_path):
+    for name in ("a.png", "b.tif", "deep/d.png", ".hidden.png"):
+        picture(tmp_path / name)
+    for name in ("a.txt", "b.txt", "c.caption", "deep/d.txt", "deep/a.txt", ".hidden.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("fine")
+    with pytest.raises(ValueError) as raised:
+        read_captioned(tmp_path)
+    assert str(raised.value) == (
+        f"{tmp_path}: b.txt, c.caption, deep/a.txt: no picture of that name beside (.bmp, .jpeg, .jpg, .png, .webp)"
+    )
+    for name in ("b.txt", "c.caption", "deep/a.txt"):
+        (tmp_path / name).unlink()
+    (tmp_path / "README.txt").write_text("about these")
+    with pytest.raises(ValueError, match=r"README\.txt: no picture of that name"):
+        read_captioned(tmp_path)
+    lines = [{"file_name": name, "text": "fine"} for name in ("a.png", "deep/d.png")]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert len(read_captioned(tmp_path)) == 2  # captions are in the metadata, and text files are no captions
