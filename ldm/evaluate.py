@@ -19,6 +19,7 @@ from diffusers import DiffusionPipeline
 from ldm.captions import Drawing, caption
 from ldm.classifier import Judge, load_judge, top_shares
 from ldm.data import load_pack, place, sample_placement
+from ldm.finetune import squared
 from ldm.folder import read_captioned
 from ldm.loading import load
 from ldm.metrics import clip_score, smallest_difference
@@ -27,6 +28,7 @@ from sr3.sets import compare, inception_features
 
 SAME = 4.0  # root mean square difference in 8-bit levels, under which two pictures are called the same
 BUNDLED_GUIDANCE = 4.0
+REFERENCE_SIDE = 256  # pixels, as of the bundled model's pictures
 
 
 @dataclass(frozen=True)
@@ -161,8 +163,7 @@ def read_sets(config: EvaluateConfig) -> tuple[dict[str, Prompts], Judge | None]
         raise ValueError("give either --pack, with --judge, or --reference")
     if config.reference:
         found = read_captioned(config.reference)[: config.number]
-        size = (256, 256)
-        real = tuple(np.asarray(each.open().resize(size)) for each in found)
+        real = tuple(squared(each, REFERENCE_SIDE) for each in found)
         return {"reference": Prompts(tuple(each.caption for each in found), real)}, None
     assert config.pack
     judge = load_judge(config.judge) if config.judge else None

@@ -22,7 +22,7 @@ import ldm
 from ldm.captions import Drawing
 from ldm.classifier import FEATURES, load_judge, to_images, top_shares
 from ldm.data import save_pack
-from ldm.evaluate import EvaluateConfig, main, prompts_of, table
+from ldm.evaluate import EvaluateConfig, main, prompts_of, read_sets, table
 from ldm.metrics import clip_score, smallest_difference
 from ldm.train import ClassifierConfig
 from ldm.train import main as train
@@ -91,6 +91,15 @@ def test_prompts_come_with_pictures_of_what_they_say():
     assert all(n in t for n, t in zip(found.names, found.texts, strict=True)) and found.pairs == 2
     assert found.names[:2] in (("apple", "pear"), ("pear", "apple")) and found.pictures[0].shape == (16, 16, 3)
     assert found.texts == prompts_of(pictures, records, [0, 1], 5, seed=0).texts
+
+
+def test_reference_pictures_keep_their_proportions(tmp_path):
+    wide = np.zeros((40, 120, 3), np.uint8)
+    wide[:, 40:80] = 255  # its middle square is white
+    Image.fromarray(wide).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("a white square")
+    (real,) = read_sets(EvaluateConfig(reference=tmp_path))[0]["reference"].pictures
+    assert real.shape == (256, 256, 3) and real[:, 24:-24].min() == 255
 
 
 def test_the_whole_command_on_a_pack(pack, judged, tmp_path, capsys):
