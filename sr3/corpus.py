@@ -1,7 +1,7 @@
 """Build a pack of training crops: `python -m sr3.corpus --pack crops.safetensors [--folders FOLDER...]`.
 
 Takes photographs and stamps from Debian packages (with Debian's own client) and every picture below `folders`,
-keeps some for evaluation by their hash, and cuts textured crops from the others.
+keeps some for evaluation by their hash if `held_out` says where, and cuts textured crops from the others.
 """
 
 import hashlib
@@ -49,7 +49,7 @@ class CorpusConfig:
     size: int = 192
     """Pixels on a side of each crop."""
     held_out: Path | None = None
-    """A folder for the pictures kept for evaluation, cropped to at most 1024 x 768."""
+    """A folder for the pictures kept for evaluation, cropped to at most 1024 x 768; without it none is kept."""
     seed: int = 0
     skip_bad: bool = False
     """Name unreadable files and go on, in place of stopping."""
@@ -134,6 +134,14 @@ def cut(pixels: np.ndarray, size: int, count: int, rng: np.random.Generator) -> 
     return [crop.copy() for crop in any_kind + textured if texture(crop) > SMALLEST_TEXTURE / 5]
 
 
+def packages_of(folder: Path) -> dict[str, tuple[str, str, str]]:
+    """Package, version and licence by style, from the manifest that ldm.corpus wrote; another's says nothing."""
+    manifest = folder / "manifest.json"
+    found = json.loads(manifest.read_text()) if manifest.is_file() else {}
+    lines = found.items() if isinstance(found, dict) else ()
+    return {k: (v[0], v[1], v[2]) for k, v in lines if isinstance(v, list) and [type(x) for x in v] == [str] * 3}
+
+
 def files(config: CorpusConfig) -> Iterator[tuple[Path, str, str, str]]:
     """Every picture: path, package, version, licence."""
     for package in config.packages:
@@ -142,8 +150,7 @@ def files(config: CorpusConfig) -> Iterator[tuple[Path, str, str, str]]:
         for path in read_folder(folder):
             yield path, package, version, licence
     for folder in config.folders:
-        manifest = folder / "manifest.json"
-        known = json.loads(manifest.read_text()) if manifest.is_file() else {}
+        known = packages_of(folder)
         for path in read_folder(folder):
             package, version, licence = known.get(path.name.split("__")[0], (folder.name, "", "see the folder"))
             yield path, package, version, licence
@@ -186,7 +193,7 @@ def collect(config: CorpusConfig) -> tuple[list[np.ndarray], list[Source], list[
         if large:
             seen.append(mark)
         digest = hashlib.sha256(data).hexdigest()
-        held_out = is_held_out(digest, large)
+        held_out = config.held_out is not None and is_held_out(digest, large)
         if held_out and config.held_out:
             keep(pixels, config.held_out / ("photograph" if large else "drawing") / f"{digest[:8]}__{path.stem}.png")
         cuts = [] if held_out else cut(pixels, config.size, quota[large], rng)

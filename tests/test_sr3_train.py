@@ -1,5 +1,6 @@
 """Training: exact resume, overfitting, packs, records, the paper's preset, bad files."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -214,6 +215,35 @@ def test_a_corpus_is_packed_with_its_manifest_and_keeps_some_for_evaluation(tmp_
     assert all(is_held_out(line["sha256"], False) == line["held_out"] for line in manifest)
     again = collect(config)[0]
     assert len(again) == len(crops)
+
+
+def test_nothing_is_held_out_that_is_written_nowhere(tmp_path, tiny):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    seeds = iter(range(1000))
+    while True:
+        pixels = np.random.default_rng(next(seeds)).integers(0, 256, (64, 64, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / "a.png")
+        if is_held_out(hashlib.sha256((folder / "a.png").read_bytes()).hexdigest(), False):
+            break
+    config = CorpusConfig(tmp_path / "p", (folder,), (), crops=2, size=64)
+    assert corpus_main(config) == 0
+    crops, (line,) = load_pack(tmp_path / "p")
+    assert len(crops) == line["crops"] > 0 and line["held_out"] is False
+    train(TrainConfig(folder, tmp_path / "out", crop_size=32, loop=replace(LOOP, steps=1)))
+    crops, (line,), _ = collect(replace(config, held_out=tmp_path / "kept"))
+    assert not crops and line.held_out and len(list((tmp_path / "kept").rglob("*.png"))) == 1
+
+
+@pytest.mark.parametrize("foreign", [["a", "b"], {"a": "text"}, {"a": {"b": 1}}, {"a": ["b", 1, 2]}])
+def test_a_manifest_of_something_else_is_no_matter(tmp_path, foreign):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(tmp_path / "a__b.png")
+    (tmp_path / "manifest.json").write_text(json.dumps(foreign))
+    (source,) = collect(CorpusConfig(tmp_path / "p", (tmp_path,), (), crops=2, size=64))[1]
+    assert (source.package, source.version, source.licence) == (tmp_path.name, "", "see the folder")
+    (tmp_path / "manifest.json").write_text(json.dumps({"a": ["noto", "1.2", "Apache-2.0"]}))
+    (source,) = collect(CorpusConfig(tmp_path / "p", (tmp_path,), (), crops=2, size=64))[1]
+    assert (source.package, source.version, source.licence) == ("noto", "1.2", "Apache-2.0")
 
 
 @pytest.mark.parametrize(
