@@ -201,10 +201,23 @@ def of_sets(originals: Sequence[np.ndarray], results: Sequence[np.ndarray], netw
     return sets.compare(real, made, "") | {"patches": len(made)}
 
 
+def check_patches(originals: Sequence[np.ndarray], networks: Path) -> None:
+    """Raises ValueError where `of_sets` would have too little to compare."""
+    found = sum(len(sets.patches(picture)) for picture in originals)
+    if (networks / sets.INCEPTION).is_file() and found < sets.LEAST:
+        side = f"{sets.PATCH}×{sets.PATCH}"
+        raise ValueError(
+            f"the pictures hold {found} patches of {side} pixels; FID and its kin need at least {sets.LEAST}: "
+            f"add pictures, or take {sets.INCEPTION} out of {networks}"
+        )
+
+
 def evaluate(config: EvaluateConfig) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, dict[str, float]]]]:
     """Mean of each measure over the pictures, by upscaler; and each picture's values, by upscaler and name."""
     check(config)
     pictures = pairs(config)
+    if config.networks:
+        check_patches([p.original for p in pictures], config.networks)
     pipeline = load(config.model, config.device)
     pipeline.set_progress_bar_config(disable=True)
     taken = measures(config.networks)

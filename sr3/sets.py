@@ -7,6 +7,8 @@ import numpy as np
 import torch
 
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"  # as torch-fidelity names them
+NEIGHBOURS = 3  # of precision and recall
+LEAST = NEIGHBOURS + 1  # features of each set that `compare` needs
 PATCH = 128  # pixels on a side of the parts of pictures of any size that are compared as a set
 
 
@@ -45,7 +47,7 @@ def kernel_distance(
     return float(np.mean(values))
 
 
-def precision_recall(real: np.ndarray, made: np.ndarray, k: int = 3) -> tuple[float, float]:
+def precision_recall(real: np.ndarray, made: np.ndarray, k: int = NEIGHBOURS) -> tuple[float, float]:
     """The share of `made` within the k-nearest-neighbour balls of `real`, and the other way round (Kynkäänniemi et
     al., arXiv 1904.06991, equations 1 and 2)."""
     a, b = (torch.from_numpy(each) for each in _both(real, made, k + 1))
@@ -82,10 +84,10 @@ def inception_features(pictures: Sequence[np.ndarray], weights: Path, batch: int
 
 
 def patches(picture: np.ndarray, side: int = PATCH) -> list[np.ndarray]:
-    """The whole squares of `side` pixels that a picture (H, W, 3) is cut into; the whole picture if it has none."""
+    """The whole squares of `side` pixels that a picture (H, W, 3) is cut into: none if it is smaller."""
     rows, columns = (n // side for n in picture.shape[:2])
     cut = [(side * r, side * c) for r in range(rows) for c in range(columns)]
-    return [picture[top : top + side, left : left + side] for top, left in cut] or [picture]
+    return [picture[top : top + side, left : left + side] for top, left in cut]
 
 
 def compare(real: np.ndarray, made: np.ndarray, prefix: str) -> dict[str, float]:

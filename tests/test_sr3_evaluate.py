@@ -57,8 +57,23 @@ def test_a_table_a_sheet_and_json_are_made(model, data, tmp_path, monkeypatch, c
     assert cv2.imread(str(files["--sheet"])).shape == (2 * (22 + 22 + 192), 7 * 192, 3)
 
 
-def test_inceptions_weights_are_read_where_they_lie(data, model, tmp_path):
+def test_too_few_patches_are_named_before_the_work(tmp_path, monkeypatch):
+    (tmp_path / INCEPTION).write_bytes(b"weights")
+    monkeypatch.setattr("sr3.evaluate.upscalers", lambda *_: pytest.fail("the work began"))
+    monkeypatch.setattr("sr3.evaluate.load", lambda *_: pytest.fail("the work began"))
+    (tmp_path / "data").mkdir()
+    for i, size in enumerate([(128, 384), (127, 512), (64, 64)]):  # three patches, and none of the smaller ones
+        Image.fromarray(soft(i, *size)).resize(size[::-1]).save(tmp_path / "data" / f"{i}.png")
+    config = EvaluateConfig(tmp_path / "data", networks=tmp_path, device="cpu")
+    with pytest.raises(ValueError, match=r"3 patches of 128.128 pixels.*at least 4"):
+        evaluate(config)
+
+
+def test_inceptions_weights_are_read_where_they_lie(model, tmp_path):
     (tmp_path / INCEPTION).write_bytes(b"not weights")
+    data = tmp_path / "data"
+    data.mkdir()
+    Image.fromarray(soft(0, 256, 256)).save(data / "0.png")
     config = EvaluateConfig(data, model=model, steps=(0,), networks=tmp_path, device="cpu")
     with pytest.raises(ValueError, match=f"{INCEPTION} holds more than tensors, or is no file of them"):
         evaluate(config)
