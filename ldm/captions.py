@@ -46,6 +46,14 @@ CHINESE_COLOURS = {
 }  # fmt: skip
 
 
+# Beginnings of words whose article their first letter does not tell: a unicorn, an hourglass.
+CONSONANT_SOUNDS = (
+    "eu", "ewe", "once", "one", "ufo", "uk", "unic", "unif", "unio", "unis", "unit", "univ", "usa", "use", "usu", "ute",
+    "uti",
+)  # fmt: skip
+SILENT_H = ("heir", "honest", "honor", "honour", "hour")
+
+
 @dataclass(frozen=True)
 class Drawing:
     """What is known of one drawing. `hue` names its single natural colour, if it has one."""
@@ -66,7 +74,9 @@ def article(noun: str) -> str:
     """`noun` with its indefinite article, or with none where it looks like a plural."""
     if noun.endswith("s") and not noun.endswith(("ss", "us", "bus")):
         return noun
-    return ("an " if noun[0].lower() in "aeiou" else "a ") + noun
+    lower = noun.lower()
+    vowel = lower.startswith(SILENT_H) or (lower[0] in "aeiou" and not lower.startswith(CONSONANT_SOUNDS))
+    return ("an " if vowel else "a ") + noun
 
 
 def _pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:

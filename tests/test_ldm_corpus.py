@@ -70,6 +70,17 @@ def test_articles():
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "right",
+    [
+        *("a unicorn", "a UFO", "a uniform", "a ukulele", "a European castle", "a one-piece swimsuit", "a house"),
+        *("an hourglass done", "an honest face", "an umbrella", "an unidentified flying object", "an onion"),
+    ],
+)
+def test_articles_go_by_the_sound(right):
+    assert article(right.split(" ", 1)[1]) == right
+
+
 def test_words_exist_in_both_languages():
     assert set(GROUNDS) | set(HUES) <= set(CHINESE_COLOURS)
 
