@@ -28,7 +28,7 @@ from sr3.sets import compare, inception_features
 
 SAME = 4.0  # root mean square difference in 8-bit levels, under which two pictures are called the same
 BUNDLED_GUIDANCE = 4.0
-REFERENCE_SIDE = 256  # pixels, as of the bundled model's pictures
+REFERENCE_SIDE = 256  # pixels: the middle square of a reference picture is brought to it
 
 
 @dataclass(frozen=True)

@@ -115,8 +115,8 @@ class Jobs:
                     if client not in (None, owner):
                         raise Conflict(f"another's job is writing to {spec.output}, below or above it; take another")
                     raise Conflict(f"job {other} is writing to {output}; wait for it, or cancel it")
-            row = {"id": id, "created": time.time(), "state": "planning", "spec": spec.to_json(), "upload": upload}
-            connection.execute(sa.insert(jobs), [{**row, "client": client}])
+            row = {"id": id, "created": time.time(), "state": "planning", "spec": spec.to_json()}
+            connection.execute(sa.insert(jobs), [row | {"upload": upload, "client": client}])
             self.enqueue(connection, PLANS, "plan_job", f"{id}:plan:1", id)
         return id
 
