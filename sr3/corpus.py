@@ -1,14 +1,16 @@
 """Build a pack of training crops: `python -m sr3.corpus --pack crops.safetensors [--folders FOLDER...]`.
 
-Takes photographs and stamps from Debian packages (with Debian's own client) and every picture below `folders`,
-keeps some for evaluation by their hash if `held_out` says where, and cuts textured crops from the others.
+Takes photographs, stamps and textures from Debian packages (with Debian's own client) and every picture below
+`folders`, keeps some for evaluation by their hash if `held_out` says where, and cuts crops from the others.
 """
 
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,11 +31,14 @@ LICENCES = {
     "gnome-backgrounds": "CC-BY-SA-3.0",
     "mypaint-data-extras": "GPL-2.0-or-later",  # papers and canvases: textures
     "tuxpaint-stamps-default": "GPL-2.0-or-later",
+    "supertuxkart-data": "CC-BY-SA-3.0, CC-BY-SA-4.0, CC-BY-3.0, CC-BY-4.0, CC0, GPL-2.0, GPL-3.0, public domain",
 }
+TEXTURES = ("supertuxkart-data",)  # games: of their pictures the large ones, but for the maps that shading reads
+SHADING = re.compile(r"normal|nrm|gloss|mask|_nm?$", re.IGNORECASE)
 SMALLEST_TEXTURE = 0.5  # of a picture; of a crop a fifth: in smooth regions noise must be seen through too
 SMALLEST_SIDE = 64  # pixels: a smaller picture teaches and measures nothing
 HALVED = 2_000_000  # pixels from which a picture is halved
-PHOTOGRAPH = 150_000  # bytes from which a file is taken for a photograph; a smaller one for a drawing
+PHOTOGRAPH = 150_000  # bytes from which a file is taken for a photograph or texture; a smaller one for a drawing
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,7 @@ class CorpusConfig:
     """Debian packages to take pictures from."""
     cache: Path = Path("~/.cache/sr3-cascade/debian")
     crops: int = 6000
+    """As many at the most, an equal share for photographs, textures and drawings."""
     size: int = 192
     """Pixels on a side of each crop."""
     held_out: Path | None = None
@@ -88,9 +94,17 @@ def fetch(package: str, cache: Path) -> tuple[Path, str]:
     return folder, (folder / "version").read_text()
 
 
-def is_held_out(digest: str, photograph: bool) -> bool:
-    """Whether the picture of this SHA-256 is kept for evaluation: one photograph in six, one drawing in twelve."""
-    return int(digest, 16) % (6 if photograph else 12) == 0
+def kind_of(path: Path, package: str) -> str | None:
+    """photograph, texture or drawing; None for what else a game is made of."""
+    large = path.stat().st_size > PHOTOGRAPH
+    if package in TEXTURES:
+        return "texture" if large and not SHADING.search(path.stem) else None
+    return "photograph" if large else "drawing"
+
+
+def is_held_out(digest: str, kind: str) -> bool:
+    """Whether the picture of this SHA-256 is kept for evaluation: one photograph in six, one in twelve of the others."""
+    return int(digest, 16) % (6 if kind == "photograph" else 12) == 0
 
 
 def thumbnail(pixels: np.ndarray) -> np.ndarray:
@@ -165,20 +179,17 @@ def sharp(pixels: np.ndarray) -> np.ndarray:
 
 def collect(config: CorpusConfig) -> tuple[list[np.ndarray], list[Source], list[str]]:
     """Crops, the manifest, and the names of files that could not be read."""
-    listed = list(files(config))
-    photographs = sum(path.stat().st_size > PHOTOGRAPH for path, *_ in listed)
-    quota = {
-        True: max(config.crops // (2 * max(photographs, 1)), 1),
-        False: max(config.crops // (2 * max(len(listed) - photographs, 1)), 1),
-    }
+    listed = [(kind, *line) for line in files(config) if (kind := kind_of(line[0], line[1]))]
+    counts = Counter(kind for kind, *_ in listed)
+    quota = {kind: max(config.crops // (len(counts) * count), 1) for kind, count in counts.items()}
     crops: list[np.ndarray] = []
     sources: list[Source] = []
     seen: list[np.ndarray] = []
     bad: list[str] = []
-    for index, (path, package, version, licence) in enumerate(tqdm(listed, unit="picture", mininterval=5)):
+    for kind, path, package, version, licence in tqdm(listed, unit="picture", mininterval=5):
         data = path.read_bytes()
-        large = len(data) > PHOTOGRAPH
-        rng = np.random.default_rng([config.seed, index])
+        digest = hashlib.sha256(data).hexdigest()
+        rng = np.random.default_rng([config.seed, int(digest, 16)])  # the same whatever other pictures there are
         try:
             pixels = sharp(opaque_rgb(read(data, max_pixels=200_000_000).pixels, rng))
         except ImageError as error:
@@ -187,16 +198,15 @@ def collect(config: CorpusConfig) -> tuple[list[np.ndarray], list[Source], list[
         if min(pixels.shape[:2]) < SMALLEST_SIDE:
             continue
         mark = thumbnail(pixels)
-        copy = large and seen and np.max(np.stack(seen) @ mark) > 0.97 * mark.size
+        copy = kind != "drawing" and seen and np.max(np.stack(seen) @ mark) > 0.97 * mark.size
         if copy or texture(pixels) < SMALLEST_TEXTURE or path.stem.startswith("screenshot"):
             continue
-        if large:
+        if kind != "drawing":
             seen.append(mark)
-        digest = hashlib.sha256(data).hexdigest()
-        held_out = config.held_out is not None and is_held_out(digest, large)
+        held_out = config.held_out is not None and is_held_out(digest, kind)
         if held_out and config.held_out:
-            keep(pixels, config.held_out / ("photograph" if large else "drawing") / f"{digest[:8]}__{path.stem}.png")
-        cuts = [] if held_out else cut(pixels, config.size, quota[large], rng)
+            keep(pixels, config.held_out / kind / f"{digest[:8]}__{path.stem}.png")
+        cuts = [] if held_out else cut(pixels, config.size, quota[kind], rng)
         crops += cuts
         sources.append(Source(path.name, package, version, licence, digest, held_out, len(cuts)))
     return crops, sources, bad

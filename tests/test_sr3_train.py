@@ -206,15 +206,28 @@ def test_a_corpus_is_packed_with_its_manifest_and_keeps_some_for_evaluation(tmp_
         pixels = np.random.default_rng(i).integers(0, 256, (70, 64, 3), np.uint8)
         Image.fromarray(pixels).save(folder / f"{i}.png")
     Image.fromarray(pixels[:63]).save(folder / "icon.png")  # too small to be of use
-    config = CorpusConfig(tmp_path / "p", (folder,), (), crops=80, size=64, held_out=tmp_path / "kept")
+    config = CorpusConfig(tmp_path / "p", (folder,), (), crops=40, size=64, held_out=tmp_path / "kept")
     assert corpus_main(config) == 0
     crops, manifest = load_pack(tmp_path / "p")
     kept = [line for line in manifest if line["held_out"]]
     assert len(list((tmp_path / "kept").rglob("*.png"))) == len(kept) > 0
     assert len(crops) == sum(line["crops"] for line in manifest) == 40 - len(kept)
-    assert all(is_held_out(line["sha256"], False) == line["held_out"] for line in manifest)
+    assert all(is_held_out(line["sha256"], "drawing") == line["held_out"] for line in manifest)
     again = collect(config)[0]
     assert len(again) == len(crops)
+
+
+def test_of_a_game_the_textures_are_taken_and_no_icons_or_maps_for_shading(tmp_path):
+    folder = tmp_path / "supertuxkart-data"
+    folder.mkdir()
+    (folder / "version").write_text("1")
+    for name, side in (("bark", 256), ("bark_Normal", 256), ("bark_nm", 256), ("icon", 64)):
+        pixels = np.random.default_rng(side + len(name)).integers(0, 256, (side, side, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{name}.png")
+    config = CorpusConfig(tmp_path / "p", (), ("supertuxkart-data",), tmp_path, crops=4, size=64)
+    crops, (source,), _ = collect(config)
+    assert len(crops) == source.crops == 4
+    assert (source.file, source.package, source.version) == ("bark.png", "supertuxkart-data", "1")
 
 
 def test_nothing_is_held_out_that_is_written_nowhere(tmp_path, tiny):
@@ -224,7 +237,7 @@ def test_nothing_is_held_out_that_is_written_nowhere(tmp_path, tiny):
     while True:
         pixels = np.random.default_rng(next(seeds)).integers(0, 256, (64, 64, 3), np.uint8)
         Image.fromarray(pixels).save(folder / "a.png")
-        if is_held_out(hashlib.sha256((folder / "a.png").read_bytes()).hexdigest(), False):
+        if is_held_out(hashlib.sha256((folder / "a.png").read_bytes()).hexdigest(), "drawing"):
             break
     config = CorpusConfig(tmp_path / "p", (folder,), (), crops=2, size=64)
     assert corpus_main(config) == 0
