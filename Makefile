@@ -51,10 +51,11 @@ weights-ldm: .venv/test
 weights-sr3: .venv/test
 	$(BIN)/python -m ldm.corpus --render $(RUN)/drawings --size 256 --everyday-only
 	$(BIN)/python -m sr3.corpus --pack $(RUN)/crops.safetensors --folders $(RUN)/drawings \
-		--held-out $(RUN)/held_out --size 256 --crops 14000 --skip-bad
+		--held-out $(RUN)/held_out --size 256 --crops 19500 --skip-bad
 	$(BIN)/python -m sr3.train --data $(RUN)/crops.safetensors --out $(RUN)/sr3-encoder --phase encoder
 	$(BIN)/python -m sr3.train --data $(RUN)/crops.safetensors --out $(RUN)/sr3-fidelity --init $(RUN)/sr3-encoder/pipeline \
-		--phase encoder --mean-loss psnr-ssim --crop-size 256 --loop.batch-size 3 --loop.learning-rate 2e-4
+		--phase encoder --mean-loss psnr-ssim --crop-size 256 --loop.batch-size 3 --loop.learning-rate 3e-4 \
+		--mix.bicubic 0.2 --mix.bsr-light 0.2 --mix.bsr 0.5 --mix.bsr-plus 0.1
 	$(BIN)/python -m sr3.train --data $(RUN)/crops.safetensors --out $(RUN)/sr3 --init $(RUN)/sr3-fidelity/pipeline \
 		--phase few-steps
 	@echo "Made $(RUN)/sr3/pipeline"
