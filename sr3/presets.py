@@ -13,6 +13,8 @@ from sr3.pipeline import SR3Pipeline
 # The cosine schedule ends in pure noise; SR3's own is linear (arXiv 2104.07636, section 4, T = 2000).
 COSINE = {"num_train_timesteps": 1000, "beta_schedule": "squaredcos_cap_v2", "timestep_spacing": "trailing"}
 LINEAR = {"num_train_timesteps": 2000, "beta_schedule": "linear", "beta_start": 1e-6, "beta_end": 1e-2}
+# Its algorithm 2 begins with pure noise and adds noise of variance 1 − α_t after each step.
+ANCESTRAL = {"timestep_spacing": "trailing", "variance_type": "fixed_large", "clip_sample": True}
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def build(preset: Preset) -> SR3Pipeline:
         dropout=preset.dropout,
     )
     if preset.paper:
-        return SR3Pipeline(encoder, unet, DDPMScheduler(**LINEAR, prediction_type="epsilon", clip_sample=True))
+        return SR3Pipeline(encoder, unet, DDPMScheduler(**LINEAR, **ANCESTRAL, prediction_type="epsilon"))
     scheduler = DDIMScheduler(
         **COSINE,
         prediction_type="sample",

@@ -160,12 +160,21 @@ def test_half_precision_stays_close(small_pipeline):
     assert error.abs().mean() < 0.004  # the input itself was not rounded to bfloat16
 
 
-def test_the_papers_preset_samples_by_ancestral_steps(tmp_path):
-    from sr3.train import PRESETS, build
-
+def test_the_papers_preset_samples_by_its_algorithm_2():
     torch.manual_seed(0)
     pipeline = build(PRESETS["sr3-paper-tiny"])
-    assert pipeline.scheduler.config.prediction_type == "epsilon"
+    scheduler = pipeline.scheduler
+    scheduler.set_timesteps(100)
+    gammas = [*(scheduler.alphas_cumprod[t] for t in scheduler.timesteps), torch.ones(())]
+    assert gammas[0] < 1e-4  # pure noise
+    for step in (0, 50, 98):
+        gamma, alpha = gammas[step], gammas[step] / gammas[step + 1]
+        noise = torch.randn(1, 3, 8, 8, generator=draw(1))
+        sample = gamma.sqrt() * 0.5 + (1 - gamma).sqrt() * noise
+        mean = (sample - (1 - alpha) / (1 - gamma).sqrt() * noise) / alpha.sqrt()
+        expected = mean + (1 - alpha).sqrt() * torch.randn(1, 3, 8, 8, generator=draw(2))
+        made = scheduler.step(noise, scheduler.timesteps[step], sample, draw(2)).prev_sample
+        assert torch.allclose(made, expected, atol=1e-3)
     assert pipeline(picture(), 4, draw(0)).images[0].shape == (64, 96, 3)
     with pytest.raises(ValueError, match="no regression estimate"):
         pipeline(picture(), 0)
