@@ -42,7 +42,7 @@ weights-ldm: .venv/test
 	$(BIN)/python -m ldm.train autoencoder --pack $(RUN)/drawings.safetensors --init $(RUN)/autoencoder/vae \
 		--latent-channels 48 --kl-weight 1e-4 --out $(RUN)/autoencoder-48
 	$(BIN)/python -m ldm.train autoencoder --pack $(RUN)/drawings.safetensors --init $(RUN)/autoencoder-48/vae \
-		--decoder-only --latent-noise 0.4 --out $(RUN)/decoder
+		--decoder-only --latent-noise 0.3 --out $(RUN)/decoder
 	$(BIN)/python -m ldm.train diffusion --pack $(RUN)/drawings.safetensors --init $(RUN)/diffusion-12/pipeline \
 		--autoencoder $(RUN)/decoder/vae --timestep-shift 2 --loop.steps 20000 --out $(RUN)/diffusion
 	$(BIN)/python -m ldm.preview --pack $(RUN)/drawings.safetensors --model $(RUN)/diffusion/pipeline
