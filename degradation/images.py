@@ -13,6 +13,7 @@ from PIL import Image, UnidentifiedImageError
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 _ALPHA_MODES = {"LA", "La", "PA", "RGBA", "RGBa"}
 _ORIENTATION_TAG = 0x0112  # EXIF
+_BITS, _PHOTOMETRIC, _PLANES = 258, 262, 284  # TIFF: 0 is white as zero; 2 is a plane for each colour
 
 
 def to_float(pixels: np.ndarray) -> np.ndarray:
@@ -91,6 +92,9 @@ def _pixels(picture: Image.Image, data: bytes) -> tuple[np.ndarray, int]:
     if picture.mode in _ALPHA_MODES or "transparency" in picture.info:
         raise ValueError("it has transparency, which cannot be degraded; flatten the picture first")
     orientation = picture.getexif().get(_ORIENTATION_TAG, 1)
+    tags = getattr(picture, "tag_v2", {})
+    if picture.mode == "RGB" and tags.get(_PLANES) == 2 and 16 in tags.get(_BITS, ()):
+        raise ValueError("its 16 bits a colour are in separate planes, which cannot be read")
     if deep_colour:  # Pillow gives 8 of the 16 bits
         decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
         if decoded is not None and decoded.dtype == np.uint16 and decoded.ndim == 3:
@@ -99,7 +103,8 @@ def _pixels(picture: Image.Image, data: bytes) -> tuple[np.ndarray, int]:
         pixels = np.asarray(picture)
         if pixels.min() < 0 or pixels.max() > 65535:
             raise ValueError("its values do not fit 16 bits")
-        return pixels.astype(np.uint16), orientation
+        pixels = pixels.astype(np.uint16)
+        return ~pixels if tags.get(_PHOTOMETRIC) == 0 else pixels, orientation
     if picture.mode == "F":
         return np.asarray(picture), orientation
     return np.asarray(picture.convert("L" if picture.mode in ("1", "L") else "RGB")), orientation

@@ -15,7 +15,7 @@ _SAMPLING = {
 def jpeg(image: np.ndarray, quality: int, subsampling: str = "4:2:0") -> np.ndarray:
     """Float32 (H, W, 3) RGB in [0, 1] → the same after being rounded to 8 bits, encoded and decoded.
 
-    Raises ValueError for a quality outside 1–100 or an unknown chroma subsampling.
+    Raises ValueError for a quality outside 1–100, an unknown chroma subsampling or sides that a JPEG cannot have.
     """
     if not 1 <= quality <= 100:
         raise ValueError(f"a JPEG quality is a whole number in 1–100, got {quality}")
@@ -28,6 +28,8 @@ def jpeg(image: np.ndarray, quality: int, subsampling: str = "4:2:0") -> np.ndar
         cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
         _SAMPLING[subsampling],
     ]
-    _, encoded = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options)
+    done, encoded = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options)
+    if not done:
+        raise ValueError(f"an image of {image.shape[1]}x{image.shape[0]} pixels is larger than a JPEG can be")
     decoded = np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR))
     return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB).astype(np.float32) / np.float32(255)

@@ -18,11 +18,12 @@ from degradation.gallery import Gallery, apply_by_hand, draw_gallery, replay_gal
 from degradation.images import find_images
 from degradation.page import draw_page
 from degradation.presets import Preset, find_preset
-from degradation.records import write_bytes, write_records
+from degradation.records import read_records, write_bytes, write_records
 from degradation.sheet import draw_sheet
 from degradation.stats import draw_statistics
 
 _MOST_IMAGES = 48  # on one sheet
+_STATISTICS_SIDE = 256  # at most, of the pictures for which plans are drawn
 
 
 @dataclass(frozen=True)
@@ -86,26 +87,55 @@ def run(options: Options) -> None:
     _check(options, preset)
     out = options.out or Path(_default_name(options, preset))
     _encode(out, np.zeros((8, 8, 3), np.uint8))  # a bad name fails before the work, not after it
+    images, files = find_images(options.images), _name_files(options, out)
+    _check_files(list(files.values()), [*images, *_other_inputs(options)])
+    if "statistics" in files:
+        rng, side = np.random.default_rng(options.seed), _STATISTICS_SIDE // options.scale * options.scale
+        plans = [sample_plan(rng, preset, options.scale, (side, side)) for _ in range(options.stats)]
+        write_bytes(files["statistics"], _encode(files["statistics"], draw_statistics(plans, preset.name)))
+        print(f"statistics: {files['statistics']}")
+    if "sheet" not in files:
+        return
+    records, sections = _make_gallery(options, preset, images)
+    heading, footer = _words(options, preset)
+    write_bytes(files["sheet"], _encode(files["sheet"], draw_sheet(sections, heading, footer)))
+    print(f"sheet: {files['sheet']}")
+    write_records(files["plans"], records)
+    print(f"plans: {files['plans']}")
+    if "page" in files:
+        write_bytes(files["page"], draw_page(sections, heading).encode())
+        print(f"page: {files['page']}")
+
+
+def _name_files(options: Options, out: Path) -> dict[str, Path]:
+    """What is written, by its kind."""
+    files: dict[str, Path] = {}
     with_pictures = bool(options.images or options.replay)
     if options.stats:
-        rng = np.random.default_rng(options.seed)
-        plans = [sample_plan(rng, preset, options.scale, (256, 256)) for _ in range(options.stats)]
-        name = out.with_name(f"{out.stem}-stats{out.suffix}") if with_pictures else out
-        write_bytes(name, _encode(name, draw_statistics(plans, preset.name)))
-        print(f"statistics: {name}")
-    if not with_pictures:
-        return
-    records, sections = _make_gallery(options, preset)
-    heading, footer = _words(options, preset)
-    write_bytes(out, _encode(out, draw_sheet(sections, heading, footer)))
-    print(f"sheet: {out}")
-    plans_file = options.plans or out.with_suffix(".plans.json")
-    write_records(plans_file, records)
-    print(f"plans: {plans_file}")
-    if options.html:
-        page = out.with_suffix(".html")
-        write_bytes(page, draw_page(sections, heading).encode())
-        print(f"page: {page}")
+        files["statistics"] = out.with_name(f"{out.stem}-stats{out.suffix}") if with_pictures else out
+    if with_pictures:
+        files |= {"sheet": out, "plans": options.plans or out.with_suffix(".plans.json")}
+    if with_pictures and options.html:
+        files["page"] = out.with_suffix(".html")
+    return files
+
+
+def _other_inputs(options: Options) -> list[Path]:
+    """The files that are read beside the pictures that are named."""
+    inputs = [Path(options.preset)] if options.preset.endswith(".json") else []
+    if options.replay:
+        sources = [] if options.images else [Path(record.source.path) for record in read_records(options.replay)]
+        inputs += [options.replay, *sources, *(options.replay.parent / source for source in sources)]
+    return inputs
+
+
+def _check_files(outputs: list[Path], inputs: list[Path]) -> None:
+    """Raises ValueError where something would be written over what is read, or over something else that is written."""
+    taken = {path.resolve() for path in inputs}
+    for path in outputs:
+        if path.resolve() in taken:
+            raise ValueError(f"{path}: it is read too, or written twice; give --out and --plans other names")
+        taken.add(path.resolve())
 
 
 def _check(options: Options, preset: Preset) -> None:
@@ -124,8 +154,8 @@ def _check(options: Options, preset: Preset) -> None:
             raise ValueError(f"--{name.replace('_', '-')} is not negative, got {getattr(options, name)}")
 
 
-def _make_gallery(options: Options, preset: Preset) -> Gallery:
-    images = thin_out(find_images(options.images))
+def _make_gallery(options: Options, preset: Preset, images: list[Path]) -> Gallery:
+    images = thin_out(images)
     if options.replay:
         return replay_gallery(options.replay, images)
     if options.op:

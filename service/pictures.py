@@ -16,6 +16,7 @@ MEDIA_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "
 SMALLEST_SIDE = 8
 NAMESPACE = "https://ns.sr3-cascade.invalid/1.0/"
 _SOFTWARE, _EXIF_IFD, _USER_COMMENT = 0x0131, 0x8769, 0x9286  # EXIF tags
+_LONGEST_EXIF = {"JPEG": 65_533}  # bytes, with the six of its name
 
 
 class InvalidPicture(ValueError):
@@ -80,16 +81,19 @@ def encode_picture(
     """The picture as a file of `format`, one of PNG, JPEG, WEBP and TIFF, with its profile and EXIF.
 
     `metadata` becomes text chunks in a PNG. In the others it is written as XMP, each entry a property of
-    `NAMESPACE`, and `parameters` as EXIF's user comment too, where image viewers look for it. Raises InvalidPicture
-    where the format cannot hold the picture.
+    `NAMESPACE`, and `parameters` as EXIF's user comment too, where image viewers look for it and the format holds so
+    much EXIF. Raises InvalidPicture where the format cannot hold the picture.
     """
     text = dict(metadata or {})
     try:
         if format == "PNG":
             return encode(picture, format, quality, text)
-        if text:
-            picture = replace(picture, exif=_with_comment(picture.exif, text))
-        return encode(picture, format, quality, text, _xmp(text) if text else None)
+        if not text:
+            return encode(picture, format, quality)
+        exif = _with_comment(picture.exif, text)
+        if len(exif) <= _LONGEST_EXIF.get(format, len(exif)):
+            picture = replace(picture, exif=exif)
+        return encode(picture, format, quality, text, _xmp(text))
     except ImageError as error:
         raise InvalidPicture(str(error)) from error
 

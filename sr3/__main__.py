@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 import tyro
 
 from degradation.arguments import parse_arguments
@@ -93,6 +94,10 @@ def run(options: Options) -> None:
     most = memory.parse_size(options.max_memory) if options.max_memory else None
     picture = read(options.image)
     check_format(picture, format_of(out), options.factor)
+    if options.uncertainty:
+        check_format(
+            Picture(np.zeros_like(picture.pixels[..., :1], np.uint8)), format_of(options.uncertainty), options.factor
+        )
     height, width, _ = picture.pixels.shape
     from diffusers.utils.logging import disable_progress_bar
     from tqdm import tqdm
@@ -119,11 +124,11 @@ def run(options: Options) -> None:
             return enlarge(pipeline, picture, *settings)
 
         large = draw(seed)
+        write(large, out, options.quality, {"sr3": f"steps {steps}, seed {seed}, factor {options.factor}"})
         if options.uncertainty:
             others = (draw((seed + i) % 2**63).pixels for i in range(1, options.samples))
             grey = spread(itertools.chain([large.pixels], others))
             write(Picture(grey), options.uncertainty, options.quality, {"sr3": f"{options.samples} samples"})
-    write(large, out, options.quality, {"sr3": f"steps {steps}, seed {seed}, factor {options.factor}"})
     tall, wide = large.pixels.shape[:2]
     done = f"{out}: {width}x{height} to {wide}x{tall}, steps {steps}, seed {seed}"
     kept = f"consistency {consistency(picture.pixels, large.pixels):.2f}"

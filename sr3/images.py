@@ -26,9 +26,14 @@ SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".t
 MAX_PIXELS = 100_000_000
 SLACK = 0.5  # beyond [-1, 1] of tensors: more than a resize or a decoder overshoots by
 ORIENTATION, EXIF_IFD, GPS_IFD, ICC_TAG, XMP_TAG = 0x0112, 0x8769, 0x8825, 0x8773, 700  # EXIF and TIFF tags
-STRIP_OFFSETS = 0x0111
-# Description, maker, model, resolution, software, date, artist, host, copyright, and the directories of EXIF and GPS.
+STRIP_OFFSETS, PHOTOMETRIC, PLANES, EXTRA_SAMPLES = 0x0111, 262, 284, 338
+TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+BASELINE = range(0x0300)  # tags of TIFF itself: but for the descriptive ones they are about how a file holds its pixels
+SIDES = {0xA002, 0xA003}  # in the directory of EXIF, of the picture that was read
+# Document, description, maker, model, resolution, software, date, artist, host, white point, primaries, copyright, and
+# the directories of EXIF and GPS.
 DESCRIPTIVE = {
+    0x010D,
     0x010E,
     0x010F,
     0x0110,
@@ -39,6 +44,8 @@ DESCRIPTIVE = {
     0x0132,
     0x013B,
     0x013C,
+    0x013E,
+    0x013F,
     0x8298,
     EXIF_IFD,
     GPS_IFD,
@@ -157,6 +164,11 @@ def read(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Picture:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise TooLarge(f"{name} is too large: at most {max_pixels / 1e6:g} megapixels are accepted") from None
     except UnidentifiedImageError:
+        if data.startswith(TIFF_HEADS):
+            raise ImageError(
+                f"{name} is a TIFF that is damaged or of a layout that is not accepted; with 16 bits a channel grey "
+                "alone, and RGB with or without alpha, are accepted"
+            ) from None
         raise ImageError(f"{name} is not a picture in a format that is accepted: {', '.join(FORMATS)}") from None
     except ImageError:
         raise
@@ -167,20 +179,20 @@ def read(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Picture:
 def _from_pil(file: Image.Image, data: bytes, name: str) -> Picture:
     icc, exif = file.info.get("icc_profile"), file.getexif()
     orientation = exif.pop(ORIENTATION, 1)
-    if file.format == "TIFF":  # whose own layout stands among the tags
-        for tag in set(exif) - DESCRIPTIVE:
-            del exif[tag]
     if file.mode.startswith("I") or sixteen_bit(file, data):
-        import cv2  # Pillow reads no sixteen bits a colour; here, so that importing sr3 stays cheap
+        pixels = _deep_pixels(file, data, name)
+    else:
+        if file.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
+            icc = None  # it is not of the RGB that the pixels become
+        pixels = _pixels(file, data, name)
+    return Picture(upright(pixels, orientation), icc, _portable(exif, file.format))
 
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-        if pixels is None or pixels.dtype != np.uint16:
-            raise ImageError(f"{name} has pixels of mode {file.mode}; 8 or 16 bits a channel are accepted")
-        pixels = pixels[..., None] if pixels.ndim == 2 else pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]
-        if pixels.shape[2] == 1 and "transparency" in file.info:  # which OpenCV leaves out for grey
-            cover = np.where(pixels == file.info["transparency"], 0, 65535)
-            pixels = np.concatenate([pixels, cover.astype(np.uint16)], axis=2)
-        return Picture(upright(pixels, orientation), icc, exif.tobytes() if len(exif) else None)
+
+def _pixels(file: Image.Image, data: bytes, name: str) -> np.ndarray:
+    """Of eight bits, (H, W, C)."""
+    if file.format == "PNG" and file.mode == "L" and "transparency" in file.info and data[24] < 8:
+        top = 2 ** data[24] - 1  # Pillow scales pixels of two and four bits, but not the one that is transparent
+        file.info["transparency"] = (file.info["transparency"] & top) * 255 // top
     if file.mode in ("P", "PA"):
         file = file.convert("RGBA" if "transparency" in file.info or file.mode == "PA" else "RGB")
     elif file.mode == "1":
@@ -188,12 +200,84 @@ def _from_pil(file: Image.Image, data: bytes, name: str) -> Picture:
     if file.mode in ("RGB", "L") and "transparency" in file.info:
         file = file.convert("RGBA" if file.mode == "RGB" else "LA")
     elif file.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
-        file, icc = file.convert("RGB"), None
+        file = file.convert("RGB")
     if file.mode not in ("L", "LA", "RGB", "RGBA"):
         raise ImageError(f"{name} has pixels of mode {file.mode}; grey or RGB, with or without alpha, are accepted")
     pixels = np.asarray(file)
-    pixels = upright(pixels[..., None] if pixels.ndim == 2 else pixels, orientation)
-    return Picture(pixels, icc, exif.tobytes() if len(exif) else None)
+    return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def _deep_pixels(file: Image.Image, data: bytes, name: str) -> np.ndarray:
+    """Of sixteen bits, (H, W, C): through OpenCV, as Pillow reads no sixteen bits a colour."""
+    import cv2  # here, so that importing sr3 stays cheap
+
+    tags = file.tag_v2 if file.format == "TIFF" else {}  # type: ignore[attr-defined]
+    photometric = tags.get(PHOTOMETRIC, 1)
+    if photometric not in (0, 1, 2):
+        raise ImageError(
+            f"{name} has 16 bits a channel of mode {file.mode} (photometric interpretation {photometric}); grey and "
+            "RGB are accepted"
+        )
+    if tags.get(PLANES) == 2 and len(file.getbands()) > 1:
+        raise ImageError(
+            f"{name} has 16 bits a channel in separate planes (planar configuration 2); one plane of all channels is "
+            "accepted"
+        )
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None or pixels.dtype != np.uint16:
+        raise ImageError(f"{name} has pixels of mode {file.mode}; 8 or 16 bits a channel are accepted")
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]
+    if file.format == "PNG" and data[25] == 4:  # grey with alpha, by the header chunk
+        return pixels[..., [0, 3]]
+    if file.format == "TIFF":
+        return _plain_samples(pixels, photometric, tags.get(EXTRA_SAMPLES, ()))
+    if pixels.shape[2] == 1 and "transparency" in file.info:  # which OpenCV leaves out for grey
+        cover = np.where(pixels == file.info["transparency"], 0, 65535)
+        pixels = np.concatenate([pixels, cover.astype(np.uint16)], axis=2)
+    return pixels
+
+
+def _plain_samples(pixels: np.ndarray, photometric: int, extra: tuple[int, ...]) -> np.ndarray:
+    """Samples of a TIFF, uint16 (H, W, C), with white as the largest value and alpha not multiplied in (TIFF 6.0,
+    PhotometricInterpretation and ExtraSamples)."""
+    if photometric == 0:
+        return ~pixels
+    if pixels.shape[2] < 4 or not extra or extra[0] not in (0, 1):
+        return pixels
+    if extra[0] == 0:  # a fourth channel that is no alpha
+        return pixels[..., :3]
+    alpha = np.maximum(pixels[..., 3], 1).astype(np.uint32)
+    for colour in (pixels[..., i] for i in range(3)):
+        colour[:] = np.minimum((colour * np.uint32(65535) + alpha // 2) // alpha, 65535)
+    return pixels
+
+
+def _portable(exif: Image.Exif, format: str | None) -> bytes | None:
+    """What of a file's EXIF is true of other pixels in another file too. Entries that cannot be written, as their
+    values are not of their tag's type, are left out."""
+    try:
+        inner = {tag: exif.get_ifd(tag) for tag in (EXIF_IFD, GPS_IFD) if tag in exif}
+        for tag in set(exif) - inner.keys():
+            layout = (tag in BASELINE or format == "TIFF") and tag not in DESCRIPTIVE
+            if layout or not _writable({tag: exif[tag]}):
+                del exif[tag]
+        for directory, entries in inner.items():
+            for tag in set(entries):
+                if tag in SIDES or not _writable({directory: {tag: entries[tag]}}):
+                    del entries[tag]
+        return exif.tobytes() if len(exif) else None
+    except Exception:  # Pillow raises many kinds for broken entries
+        return None
+
+
+def _writable(entries: dict[int, object]) -> bool:
+    exif = Image.Exif()
+    exif.update(entries)
+    try:
+        exif.tobytes()
+    except Exception:
+        return False
+    return True
 
 
 def sixteen_bit(file: Image.Image, data: bytes) -> bool:
@@ -238,8 +322,11 @@ def encode(
         options |= {"pnginfo": _png_text(text or {}), "compress_level": 4}
     elif format in ("JPEG", "WEBP"):
         options |= {"quality": quality} | ({"xmp": xmp} if xmp else {})
-    elif xmp:
-        options["tiffinfo"] = {XMP_TAG: xmp}
+    elif xmp:  # as an entry of the EXIF, beside which Pillow would pass over a `tiffinfo`
+        exif = Image.Exif()
+        exif.load(picture.exif or b"")
+        exif[XMP_TAG] = xmp
+        options["exif"] = exif
     buffer = io.BytesIO()
     try:
         image.save(buffer, format, **options)

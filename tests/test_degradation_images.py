@@ -10,6 +10,7 @@ from PIL import Image
 
 from degradation.images import find_images, read_image, to_float
 from tests.degradation_measures import textured
+from tests.picture_files import tiff
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -77,6 +78,16 @@ def test_16_bits_are_kept(tmp_path, suffix):
     if suffix == "png":
         cv2.imwrite(str(tmp_path / "grey.png"), deep[..., 0])
         assert np.array_equal(read_image(tmp_path / "grey.png"), to_float(deep[..., 0]))
+
+
+def test_deep_tiffs_of_other_layouts_are_read_right_or_refused(tmp_path):
+    deep = np.random.default_rng(0).integers(0, 65536, (9, 11, 3), dtype=np.uint16)
+    path = tmp_path / "deep.tiff"
+    path.write_bytes(tiff(deep[..., :1], 0))
+    assert np.array_equal(read_image(path), to_float(65535 - deep[..., 0]))
+    path.write_bytes(tiff(deep, 2, planes=2))
+    with pytest.raises(ValueError, match=r"deep\.tiff.*separate planes"):
+        read_image(path)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

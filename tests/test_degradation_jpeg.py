@@ -57,3 +57,8 @@ def test_any_size_and_no_change_of_the_input(size):
 def test_what_cannot_be_done_is_refused(quality, subsampling):
     with pytest.raises(ValueError, match=r"quality|subsampling"):
         jpeg(textured(0, 8, 8), quality, subsampling)
+
+
+def test_sides_that_no_jpeg_has_are_refused():
+    with pytest.raises(ValueError, match="4x70000 pixels is larger than a JPEG can be"):
+        jpeg(np.zeros((70_000, 4, 3), np.float32), 50)

@@ -168,6 +168,7 @@ BAD = [
     (["photo.jpg", "--op", "melt"], "melt"),
     (["photo.jpg", "--op", "blur:sigma=2,size=6"], "odd"),
     (["photo.jpg", "--op", "jpeg:quality=200"], "200"),
+    (["photo.jpg", "--op", "resize:height=70000,width=4", "--op", "jpeg:quality=50"], "larger than a JPEG can be"),
     (["photo.jpg", "--op", "gaussian_noise:level=nan"], "got nan"),
     (["photo.jpg", "--op", "blur:sigma=1", "--replay", "x.json"], "exclude"),
     (["--replay", "missing.json"], "missing.json"),
@@ -191,6 +192,39 @@ def test_errors_are_one_line_and_code_2(folder, capsys, arguments, message):
     assert output.out == ""
     assert output.err.startswith("error: ") and output.err.count("\n") == 1 and message in output.err
     assert sorted(folder.rglob("*")) == before  # nothing is left behind
+
+
+@pytest.mark.parametrize(
+    "arguments, named",
+    [
+        (["photo.jpg", "--out", "photo.jpg"], "photo.jpg"),
+        (["photo.jpg", "--plans", "pictures/../photo.jpg"], "pictures/../photo.jpg"),
+        (["pictures", "--out", "pictures/b.png"], "pictures/b.png"),
+        (["photo.jpg", "--out", "b.png", "--plans", "b.png"], "b.png"),
+        (["photo.jpg", "--out", "b.png", "--plans", "b.html", "--html"], "b.html"),
+        (["photo.jpg", "--stats", "5", "--out", "b.png", "--plans", "b-stats.png"], "b-stats.png"),
+        (["photo.jpg", "--preset", "p.json", "--plans", "p.json"], "p.json"),
+        (["--replay", "a.plans.json", "--out", "a.png"], "a.plans.json"),
+        (["--replay", "a.plans.json", "--out", "photo.jpg"], "photo.jpg"),
+    ],
+)
+def test_nothing_that_is_read_is_written_over_and_nothing_twice(folder, capsys, arguments, named):
+    Path("p.json").write_text(PRESETS["bsr"].to_json())
+    assert main(["photo.jpg", "--n", "1", "--out", "a.png"]) == 0
+    capsys.readouterr()
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert main([*arguments, "--n", "1"]) == 2
+    output = capsys.readouterr()
+    assert output.out == "" and output.err.startswith("error: ") and output.err.count("\n") == 1
+    assert named in output.err and "read too, or written twice" in output.err
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_statistics_for_a_scale_that_does_not_divide_256(folder, capsys):
+    data = json.loads(PRESETS["bsr-light"].to_json())
+    Path("three.json").write_text(json.dumps({**data, "name": "three", "scales": [3]}))
+    assert main(["--stats", "5", "--preset", "three.json", "--scale", "3"]) == 0
+    assert capsys.readouterr().out == "statistics: stats-three.png\n"
 
 
 @pytest.mark.parametrize(("name", "height"), [("sheet.webp", 17_000), ("sheet.jpg", 66_000)])

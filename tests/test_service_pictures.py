@@ -53,6 +53,32 @@ def test_the_uploads_own_exif_stays_beside_ours() -> None:
     assert read_metadata(data)["Software"] == "us"
 
 
+def test_exif_of_an_upload_stays_in_a_tiff_beside_ours() -> None:
+    exif = Image.Exif()
+    exif[0x010E] = "a description"
+    exif.get_ifd(0x8769)[0x829A] = 0.125
+    data = encode_picture(Picture(pixels(), b"a profile", exif.tobytes()), "TIFF", metadata=METADATA)
+    with Image.open(io.BytesIO(data)) as file:
+        assert (file.getexif()[0x010E], file.info["icc_profile"]) == ("a description", b"a profile")
+        assert file.getexif().get_ifd(0x8769)[0x829A] == 0.125
+    assert read_metadata(data) == METADATA
+
+
+def test_exif_that_leaves_no_room_for_ours_goes_into_a_jpeg_alone() -> None:
+    exif = Image.Exif()
+    exif[0x010F] = "a camera"
+    exif.get_ifd(0x8769)[0x927C] = b"m" * 65_400  # a maker's note
+    buffer = io.BytesIO()
+    Image.fromarray(pixels()).save(buffer, "JPEG", exif=exif)
+    picture = decode_picture(buffer.getvalue(), 64)
+    check_format(picture, "JPEG")
+    data = encode_picture(picture, "JPEG", 90, METADATA)
+    with Image.open(io.BytesIO(data)) as file:
+        assert file.getexif()[0x010F] == "a camera"
+        assert file.getexif().get_ifd(0x8769)[0x927C] == b"m" * 65_400
+    assert read_metadata(data) == METADATA
+
+
 def test_automatic1111s_comment_in_a_jpeg_is_read() -> None:
     exif = Image.Exif()
     exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + "a cat\nSteps: 20".encode("utf-16-be")

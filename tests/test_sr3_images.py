@@ -2,7 +2,6 @@
 
 import io
 import struct
-import zlib
 
 import cv2
 import numpy as np
@@ -22,8 +21,10 @@ from sr3.images import (
     to_uint8,
     to_uint16,
     upright,
+    with_pixels,
     write,
 )
+from tests.picture_files import png, tiff
 
 
 def saved(image: Image.Image, format: str = "PNG", **options) -> bytes:
@@ -55,12 +56,6 @@ def test_png_of_eight_bits_survives(channels):
 def test_sixteen_bits_survive(channels, format):
     pixels = noise(9, 11, channels, np.uint16)
     assert np.array_equal(read(encode(Picture(pixels), format)).pixels, pixels)
-
-
-def test_grey_with_alpha_of_sixteen_bits_becomes_rgba():
-    pixels = noise(9, 11, 2, np.uint16)
-    again = read(encode(Picture(pixels))).pixels
-    assert np.array_equal(again[..., [0, 3]], pixels)
 
 
 def test_orientation_is_applied_and_profile_and_exif_stay():
@@ -114,14 +109,44 @@ def test_one_grey_that_is_transparent_stays_so_in_one_and_in_sixteen_bits():
     assert np.array_equal(deep[..., 1], np.where(pixels == pixels[0, 0], 0, 65535))
 
 
-def png_chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+def test_grey_with_alpha_stays_so_in_sixteen_bits():
+    pixels = noise(9, 11, 2, np.uint16)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    assert np.array_equal(read(png(11, 9, 16, 4, rows)).pixels, pixels)
+    again = read(encode(Picture(pixels))).pixels  # OpenCV writes three equal channels
+    assert np.array_equal(again[..., [0, 3]], pixels)
 
 
-def huge_png(width: int, height: int) -> bytes:
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*each) for each in chunks)
+@pytest.mark.parametrize(("bits", "clear"), [(1, 1), (2, 1), (4, 9), (8, 9)])
+def test_one_grey_that_is_transparent_stays_so_in_less_than_eight_bits(bits, clear):
+    row = np.arange(16) % 2**bits
+    packed = np.packbits((row[:, None] >> np.arange(bits)[::-1]) & 1).tobytes()
+    made = read(png(16, 8, bits, 0, (b"\0" + packed) * 8, (b"tRNS", struct.pack(">H", clear)))).pixels
+    assert made.shape == (8, 16, 2)
+    assert np.array_equal(made[0, :, 0], row * 255 // (2**bits - 1))
+    assert np.array_equal(made[0, :, 1], np.where(row == clear, 0, 255))
+
+
+def test_a_deep_tiff_whose_white_is_zero_is_inverted():
+    pixels = noise(9, 11, 1, np.uint16)
+    assert np.array_equal(read(tiff(pixels, 1)).pixels, pixels)
+    assert np.array_equal(read(tiff(pixels, 0)).pixels, 65535 - pixels)
+
+
+def test_the_fourth_channel_of_a_deep_tiff_is_what_its_tag_says():
+    pixels = noise(9, 11, 4, np.uint16)
+    assert np.array_equal(read(tiff(pixels, 2, extra=2)).pixels, pixels)
+    assert np.array_equal(read(tiff(pixels, 2, extra=0)).pixels, pixels[..., :3])
+    pixels[0, 0] = 0
+    pixels[0, 1] = (3, 2, 1, 3)
+    pixels[1:, :, 3] |= 0x8000
+    share = pixels[..., 3:] / 65535
+    multiplied = pixels.copy()
+    multiplied[1:, :, :3] = np.round(pixels[1:, :, :3] * share[1:])
+    made = read(tiff(multiplied, 2, extra=1)).pixels
+    assert np.array_equal(made[..., 3], pixels[..., 3])
+    assert np.abs(made[1:, :, :3].astype(int) - pixels[1:, :, :3]).max() <= 1  # half of the alpha's 32768 and more
+    assert made[0, :2].tolist() == [[0, 0, 0, 0], [65535, 43690, 21845, 3]]
 
 
 def defects() -> dict[str, tuple[bytes, str]]:
@@ -131,18 +156,25 @@ def defects() -> dict[str, tuple[bytes, str]]:
         "empty": (b"", "is empty"),
         "text": (b"This is no picture at all, but a text.", "not a picture in a format that is accepted: PNG, JPEG"),
         "truncated": (whole[: len(whole) // 2], "damaged"),
-        "40,000 square": (huge_png(40_000, 40_000), "at most 100 megapixels"),
+        "40,000 square": (png(40_000, 40_000, 8, 2), "at most 100 megapixels"),
         "animated": (saved(frames[0], "WEBP", save_all=True, append_images=frames[1:]), "animated"),
         "gif": (saved(frames[0], "GIF"), "not a picture in a format"),
+        "deep planes": (tiff(noise(8, 8, 3, np.uint16), 2, planes=2), r"separate planes \(planar configuration 2\)"),
+        "deep CMYK": (tiff(noise(8, 8, 4, np.uint16), 5), r"16 bits a channel of mode CMYK \(photometric interp.* 5\)"),
+        "deep grey with alpha": (
+            tiff(noise(8, 8, 2, np.uint16), 1, extra=2),
+            "layout that is not accepted; with 16 bits",
+        ),
         "floats": (saved(Image.new("F", (8, 8)), "TIFF"), "mode F"),
     }
 
 
 @pytest.mark.parametrize("name", defects())
-def test_defects_are_named(name):
+def test_defects_are_named(name, capfd):
     data, message = defects()[name]
     with pytest.raises(ImageError, match=message):
         read(data)
+    assert capfd.readouterr().err == ""  # nor does a library write there
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path):
@@ -241,3 +273,74 @@ def test_tensors_that_hold_no_picture_are_refused(value):
 def test_sides_too_long_for_a_format_are_refused():
     with pytest.raises(ImageError, match="WEBP holds sides of at most 16383"):
         encode(Picture(np.zeros((1, 16_384, 1), np.uint8)), "WEBP")
+
+
+def with_exif(*entries: tuple[int, int, int, bytes]) -> bytes:
+    """A JPEG whose EXIF has these entries: tag, type, count and the four bytes of the value."""
+    whole = saved(Image.fromarray(noise(12, 16, 3)), "JPEG", quality=95)
+    packed = b"".join(struct.pack("<HHI", *numbers) + value.ljust(4, b"\0") for *numbers, value in entries)
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + packed + bytes(4)
+    return whole[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + whole[2:]
+
+
+@pytest.mark.parametrize(
+    "mistyped", [(0x0128, 2, 2, b"2"), (0x0128, 8, 1, struct.pack("<h", -2)), (0x4746, 8, 1, struct.pack("<h", -2))]
+)
+def test_a_mistyped_entry_of_exif_is_left_out_and_the_others_stay(mistyped):
+    picture = read(with_exif((0x0110, 2, 4, b"Cam"), mistyped))
+    assert picture.pixels.shape == (12, 16, 3)
+    exif = Image.Exif()
+    exif.load(picture.exif)
+    assert exif[0x0110] == "Cam" and 0x0128 not in exif
+
+
+def test_a_mistyped_entry_in_exifs_own_directory_is_left_out_too():
+    inner = struct.pack("<H", 2) + struct.pack("<HHI4sHHI4s", 0x9209, 3, 1, b"\x09", 0xA002, 8, 1, b"\xfe\xff\0\0")
+    data = with_exif((0x8769, 4, 1, struct.pack("<I", 26)))
+    at = data.index(b"II*\0") + 22  # where the directory's four closing bytes are
+    data = data[:at] + bytes(4) + inner + bytes(4) + data[at + 4 :]
+    at = data.index(b"\xff\xe1") + 2
+    data = data[:at] + struct.pack(">H", struct.unpack(">H", data[at : at + 2])[0] + len(inner) + 4) + data[at + 2 :]
+    exif = Image.Exif()
+    exif.load(read(data).exif)
+    assert dict(exif.get_ifd(0x8769)) == {0x9209: 9}
+
+
+LAYOUT = {
+    0x0100: 16,
+    0x0101: 12,
+    0x0102: (8, 8, 8),
+    0x0103: 6,
+    0x0106: 6,
+    0x010A: 2,
+    0x0111: 100,
+    0x0115: 3,
+    0x0116: 8,
+    0x0117: 99,
+    0x011C: 2,
+    0x0142: 16,
+    0x0152: 1,
+    0x0201: 100,
+    0x0202: 99,
+}
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF"])
+def test_exif_of_the_layout_and_size_that_a_file_had_does_not_go_into_others(format, dtype):
+    if dtype == np.uint16 and format not in ("PNG", "TIFF"):
+        return
+    exif = Image.Exif()
+    exif.update({**LAYOUT, 0x010E: "a description", 0x0213: 1, 0x4746: 3})
+    exif.get_ifd(0x8769).update({0x829A: 0.125, 0xA002: 16, 0xA003: 12})
+    picture = read(saved(Image.fromarray(noise(12, 16, 3)), "JPEG", exif=exif.tobytes()))
+    pixels = noise(48, 64, 3, dtype)
+    data = encode(with_pixels(picture, pixels), format, 95, {}, b"an XMP packet")
+    with Image.open(io.BytesIO(data)) as file:
+        assert (file.size, file.mode) == ((64, 48), "RGB")
+        kept = file.getexif()
+        assert (kept[0x010E], kept[0x4746]) == ("a description", 3)
+        assert dict(kept.get_ifd(0x8769)) == {0x829A: 0.125}
+        assert format == "TIFF" or not set(kept) & LAYOUT.keys()
+    if format in ("PNG", "TIFF"):
+        assert np.array_equal(read(data).pixels, pixels)

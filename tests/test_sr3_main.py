@@ -60,6 +60,16 @@ def test_uncertainty_steps_and_memory_are_chosen_and_reported(model, tmp_path, m
     assert np.array_equal(grey.pixels, spread(drawn)) and grey.pixels.max() > 0
 
 
+def test_a_map_that_cannot_be_written_does_not_take_the_picture_with_it(model, tmp_path, monkeypatch, capsys):
+    Image.new("RGB", (12, 8), "teal").save(tmp_path / "a.png")
+    maps = ("--samples", 2, "--uncertainty", tmp_path / f"{'n' * 250}.png")
+    arguments = (tmp_path / "a.png", "--model", model, "--seed", 7, "--steps", 1, *maps)
+    monkeypatch.setattr(sys, "argv", ["sr3", *map(str, arguments)])
+    assert main() == 2
+    assert "cannot be written: File name too long" in capsys.readouterr().err
+    assert read(tmp_path / "a_x4.png").pixels.shape == (32, 48, 3)
+
+
 def test_mistakes_are_one_line_and_exit_code_2(model, tmp_path, monkeypatch, capsys):
     (tmp_path / "text.png").write_text("no picture")
     Image.new("RGB", (16, 16)).save(tmp_path / "ok.png")
@@ -96,6 +106,7 @@ def test_mistakes_are_one_line_and_exit_code_2(model, tmp_path, monkeypatch, cap
         ((ok, "--device", "tpu"), "device is 'tpu', which cannot be used"),
         ((ok, "--device", "mps"), "device is 'mps', which cannot be used"),
         ((tmp_path / "long.png", "-o", tmp_path / "long.webp"), "WEBP holds sides of at most 16383"),
+        ((tmp_path / "long.png", *uncertain, tmp_path / "map.webp"), "WEBP holds sides of at most 16383"),
         ((tmp_path / "told.png", "-o", tmp_path / "told.jpg"), "could not be written as JPEG: EXIF data is too long"),
     ]
     for arguments, message in cases:
