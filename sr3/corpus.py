@@ -103,7 +103,7 @@ def kind_of(path: Path, package: str) -> str | None:
 
 
 def is_held_out(digest: str, kind: str) -> bool:
-    """Whether the picture of this SHA-256 is kept for evaluation: one photograph in six, one in twelve of the others."""
+    """Whether the picture of this SHA-256 is kept for evaluation: one photograph in six, one in twelve of others."""
     return int(digest, 16) % (6 if kind == "photograph" else 12) == 0
 
 
