@@ -14,7 +14,7 @@ from ldm.captions import Drawing
 from ldm.data import load_pack, place, sample_placement
 from ldm.loading import resolve_device
 from ldm.models import FACTOR, LATENT_CHANNELS, build_autoencoder, grow_autoencoder, load_autoencoder
-from sr3.loop import fit, generator
+from sr3.loop import fit, generator, own_device
 
 if TYPE_CHECKING:
     from ldm.train import AutoencoderConfig
@@ -127,7 +127,7 @@ def train_autoencoder(config: "AutoencoderConfig") -> None:
     seen = np.array([i for i, r in enumerate(records) if not r.held_out])
     weights = np.array([2.0 if records[i].everyday else 1.0 for i in seen])
     kept = np.array([i for i, r in enumerate(records) if r.held_out])[:256]
-    device = resolve_device(config.loop.device)
+    device = resolve_device(own_device(config.loop.device))
     autoencoder, held = starting_autoencoder(config, pictures.shape[1])
     if config.decoder_only and (held or not config.init):
         raise ValueError("decoder_only keeps the encoder that it starts from: give init, a vae directory, and no more")

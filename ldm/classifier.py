@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ldm.captions import Drawing
 from ldm.data import PLAIN, load_pack, place, sample_placement
 from ldm.loading import resolve_device
-from sr3.loop import fit
+from sr3.loop import fit, own_device
 
 if TYPE_CHECKING:
     from ldm.train import ClassifierConfig
@@ -124,7 +124,7 @@ def train_classifier(config: "ClassifierConfig") -> None:
     answer_of = {name: i for i, name in enumerate(names)}
     seen = [i for i, r in enumerate(records) if not r.held_out and r.label in answer_of]
     kept = [i for i, r in enumerate(records) if r.held_out and r.label in answer_of]
-    device = resolve_device(config.loop.device)
+    device = resolve_device(own_device(config.loop.device))
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         model = Classifier(len(names)).to(device)

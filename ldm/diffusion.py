@@ -27,7 +27,7 @@ from ldm.models import (
     save,
     train_tokenizer,
 )
-from sr3.loop import fit, generator
+from sr3.loop import fit, generator, own_device
 
 if TYPE_CHECKING:
     from ldm.train import DiffusionConfig
@@ -166,7 +166,7 @@ def sheet(pipeline: StableDiffusionPipeline) -> Tensor:
 
 def train_diffusion(config: "DiffusionConfig") -> None:
     """Train, and write OUT/pipeline: an ordinary Stable Diffusion pipeline directory."""
-    device = resolve_device(config.loop.device)
+    device = resolve_device(own_device(config.loop.device))
     if config.loop.threads:
         torch.set_num_threads(config.loop.threads)
     autoencoder = load_autoencoder(config.autoencoder).eval().to(device)

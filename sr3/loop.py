@@ -72,6 +72,14 @@ def learning_rate(step: int, config: LoopConfig) -> float:
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
 
 
+def own_device(name: str) -> str:
+    """The device that this process trains on: of several GPUs the one that its launcher says (LOCAL_RANK)."""
+    rank = os.environ.get("LOCAL_RANK")
+    if rank is None or not (name == "cuda" or (name == "auto" and torch.cuda.is_available())):
+        return name
+    return f"cuda:{rank}"
+
+
 def generator(*key: int) -> torch.Generator:
     """The CPU generator of a key such as (seed, step): the same whatever ran before it."""
     return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
@@ -167,38 +175,51 @@ def fit(
     loss: Loss,
     training: Training,
     on_save: Callable[[int], dict[str, Tensor]],
+    clock: Callable[[], float] = time.monotonic,
 ) -> State:
     """Train for `training.loop.steps` or `minutes`. Continues from OUT/state.safetensors where there is one.
 
     `loss(model, step, rows)` computes the loss of one step for the samples `rows` of its batch; everything random
     in it must follow from the step, so that an interrupted training equals an uninterrupted one. `on_save(step)`
-    is called with the averaged weights in the model, and returns sample images (3, H, W) in [0, 1] by name.
-    Raises ValueError for numbers below 1 in `training.loop`, and where OUT holds the state of another training.
+    is called with the averaged weights in the model, and returns sample images (3, H, W) in [0, 1] by name. `clock`
+    tells seconds; that of the first of several processes decides.
+    Raises ValueError for numbers that `training.loop` cannot have, where OUT holds the state of another training, and
+    where the gradient is not finite: OUT then stays as it was last saved.
     """
     config, out = training.loop, training.out
     for name in ("steps", "batch_size", "save_every", "log_every"):
         if getattr(config, name) < 1:
             raise ValueError(f"loop.{name} is {getattr(config, name)}; it must be 1 or more")
+    if config.minutes is not None and not config.minutes > 0:
+        raise ValueError(f"loop.minutes is {config.minutes}; it must be more than 0")
+    out.mkdir(parents=True, exist_ok=True)
+    run, backward, rank, world = _prepare(model, config)  # before the state, which must be on this process's device
+    if config.batch_size % world:
+        raise ValueError(f"loop.batch_size is {config.batch_size}; it must be a multiple of the {world} processes")
     if config.threads:
         torch.set_num_threads(config.threads)
-    out.mkdir(parents=True, exist_ok=True)
     state_path = out / "state.safetensors"
     state = State(model, training)
     if state_path.exists():
         state.load(state_path)
         print(f"{state_path}: goes on from step {state.step} of {config.steps}", file=sys.stderr)
-    run, backward, rank, world = _prepare(model, config)
     share = config.batch_size // world
     rows = slice(rank * share, (rank + 1) * share)
     writer = _writer(out / "logs") if rank == 0 else None
     bar = tqdm(total=config.steps, initial=state.step, disable=rank != 0, mininterval=5, smoothing=0.05)
-    ends = time.monotonic() + 60 * config.minutes if config.minutes else math.inf
+    ends = None if config.minutes is None else clock() + 60 * config.minutes
     model.train()
-    while state.step < config.steps and time.monotonic() < ends:
+    while state.step < config.steps and not (ends is not None and _first_says(clock() >= ends, state, world)):
         value, scalars = loss(run, state.step, rows)
         backward(value)
         norm = state.update()
         bar.update()
+        if not math.isfinite(norm):
+            bar.close()
+            raise ValueError(
+                f"the gradient of step {state.step} is not finite; {out} stays as it was last saved, and a lower "
+                "--loop.learning-rate may go on from there"
+            )
         if writer and state.step % config.log_every == 0:
             scalars |= {"gradient_norm": norm, "learning_rate": learning_rate(state.step, config)}
             bar.set_postfix({k: f"{v:.3g}" for k, v in scalars.items()})
@@ -209,7 +230,18 @@ def fit(
     bar.close()
     if rank == 0:
         _save(state, state_path, on_save, writer)
+    if world > 1:
+        torch.distributed.barrier()  # nobody reads what the first process is still writing
     return state
+
+
+def _first_says(value: bool, state: State, world: int) -> bool:
+    """The first process's value in all of them, so that none waits for one that has stopped."""
+    if world == 1:
+        return value
+    said = torch.tensor(int(value), device=state.parameters[0].device)
+    torch.distributed.broadcast(said, 0)
+    return bool(said)
 
 
 def _save(state: State, path: Path, on_save: Callable[[int], dict[str, Tensor]], writer: Any) -> None:
@@ -224,11 +256,11 @@ def _save(state: State, path: Path, on_save: Callable[[int], dict[str, Tensor]],
 
 
 def _prepare(model: nn.Module, config: LoopConfig) -> tuple[nn.Module, Callable[[Tensor], Any], int, int]:
-    """The model to call, the backward pass, this process's rank and their number."""
+    """The model to call, the backward pass, this process's rank and their number. The model moves to its device."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         from accelerate import Accelerator
 
-        accelerator = Accelerator(cpu=config.device == "cpu")
+        accelerator = Accelerator(cpu=next(model.parameters()).device.type == "cpu")
         prepared = accelerator.prepare(model)
         return prepared, accelerator.backward, accelerator.process_index, accelerator.num_processes
     if config.compile:

@@ -1,0 +1,117 @@
+"""The training loop: several processes, the clock, a gradient that is not finite, the device of each process."""
+
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from sr3.loop import LoopConfig, fit, generator, own_device
+
+LOOP = LoopConfig(steps=5, batch_size=4, warmup=1, learning_rate=0.01, device="cpu", save_every=2)
+
+
+@dataclass(frozen=True)
+class Config:
+    out: Path
+    loop: LoopConfig = field(default_factory=lambda: LOOP)
+
+
+def network() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Linear(3, 1)
+
+
+def squares(run: nn.Module, step: int, rows: slice) -> tuple[Tensor, dict[str, float]]:
+    given = torch.randn(4, 3, generator=generator(0, step))[rows]
+    return ((run(given) - given.sum(1, keepdim=True)) ** 2).mean(), {}
+
+
+PROCESS = """
+import itertools, os, sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from sr3.loop import fit
+from tests.test_sr3_loop import LOOP, Config, network, squares
+
+out, rank = Path(sys.argv[1]), int(os.environ["RANK"])
+try:
+    fit(network(), squares, Config(out, replace(LOOP, batch_size=3)), lambda step: {})
+except ValueError as error:
+    print(error)
+clock = itertools.count(0, 15).__next__ if rank == 0 else lambda: 0  # that of the second stands still
+
+def on_save(step):
+    (out / "saved").write_text(str(step))
+    return {}
+
+state = fit(network(), squares, Config(out, replace(LOOP, minutes=1)), on_save, clock)
+print(state.step, (out / "saved").read_text())
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_several_processes_stop_together_and_train_as_one_does(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    shared = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", PROCESS, str(tmp_path / "two")]
+    ranks = [
+        subprocess.Popen(command, env=shared | {"RANK": rank, "LOCAL_RANK": rank}, stdout=-1, stderr=-1, text=True)
+        for rank in "01"
+    ]
+    try:
+        told = [each.communicate(timeout=600) for each in ranks]
+    finally:
+        for each in ranks:
+            each.kill()
+    for each, (said, error) in zip(ranks, told, strict=True):
+        assert each.returncode == 0, error[-2000:]
+        assert said.splitlines() == ["loop.batch_size is 3; it must be a multiple of the 2 processes", "3 3"]
+    clock = iter(range(0, 999, 15)).__next__
+    fit(network(), squares, Config(tmp_path / "one", LoopConfig(**{**vars(LOOP), "minutes": 1})), lambda _: {}, clock)
+    one, two = (load_file(tmp_path / name / "state.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys() and all(torch.allclose(one[k], two[k], atol=1e-6) for k in one)
+
+
+def test_each_process_has_the_device_that_its_launcher_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert [own_device(name) for name in ("auto", "cuda", "cpu")] == ["auto", "cuda", "cpu"]
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert [own_device(name) for name in ("cuda", "cpu", "cuda:3")] == ["cuda:1", "cpu", "cuda:3"]
+    assert own_device("auto") == ("cuda:1" if torch.cuda.is_available() else "auto")
+
+
+def test_a_gradient_that_is_not_finite_ends_a_training_and_leaves_what_was_saved(tmp_path: Path) -> None:
+    saved: list[int] = []
+
+    def loss(run: nn.Module, step: int, rows: slice) -> tuple[Tensor, dict[str, float]]:
+        value, scalars = squares(run, step, rows)
+        return (value * torch.nan if step == 3 else value), scalars
+
+    def on_save(step: int) -> dict[str, Tensor]:
+        saved.append(step)
+        return {}
+
+    with pytest.raises(ValueError, match=r"gradient of step 4 is not finite; .* stays as it was last saved"):
+        fit(network(), loss, Config(tmp_path), on_save)
+    assert saved == [2]
+    assert all(value.isfinite().all() for value in load_file(tmp_path / "state.safetensors").values())
+    assert fit(network(), squares, Config(tmp_path), on_save).step == 5 and saved == [2, 4, 5]
+
+
+@pytest.mark.parametrize("minutes", [0.0, -1.0, float("nan")])
+def test_no_minutes_are_refused(minutes: float, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"loop.minutes is {minutes}; it must be more than 0"):
+        fit(network(), squares, Config(tmp_path, LoopConfig(minutes=minutes)), lambda _: {})
