@@ -16,7 +16,7 @@ from ldm.folder import Captioned, read_captioned
 from ldm.loading import load, resolve_device
 from ldm.preview import FILE as PREVIEW
 from ldm.preview import encode
-from sr3.loop import fit, generator
+from sr3.loop import fit, generator, own_device
 
 if TYPE_CHECKING:
     from ldm.train import FinetuneConfig
@@ -108,8 +108,10 @@ def samples(pipeline: DiffusionPipeline, captions: list[str], size: int) -> Tens
 
 def finetune(config: "FinetuneConfig") -> None:
     """Train, and write OUT/pipeline or OUT/lora. Raises ValueError for what cannot be read or is not trained here."""
+    if config.lora is not None and config.lora < 1:
+        raise ValueError(f"lora is {config.lora}; it must be 1 or more")
     pictures = read_captioned(config.data)
-    device = resolve_device(config.loop.device)
+    device = resolve_device(own_device(config.loop.device))
     narrow = "bfloat16" if config.lora and device.type == "cuda" else "float32"
     pipeline = load(config.init, str(device), narrow, config.allow_download)
     check_family(pipeline)

@@ -1,6 +1,9 @@
 """A folder of one's own pictures with captions, in the layouts that the field uses."""
 
 import json
+import posixpath
+from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+OTHER_SUFFIXES = {".avif", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".svg", ".tif", ".tiff"}  # pictures, not read
 CAPTION_SUFFIXES = (".txt", ".caption")
 CAPTION_KEYS = ("text", "caption", "prompt")
 NAMED = 5  # faults that a message names; then it counts
@@ -48,68 +52,73 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
 
 def read_captioned(folder: Path) -> list[Captioned]:
     """Every picture of a folder, in the order of their names, with its caption: from `metadata.jsonl` where there is
-    one (`{"file_name": …, "text": …}` a line, as in Hugging Face's image folders), else from the file beside it that
-    ends in .txt or .caption (as in kohya's scripts).
+    one (`{"file_name": …, "text": …}` a line, as in Hugging Face's image folders; one picture may have several lines),
+    else from the file beside it that ends in .txt or .caption (as in kohya's scripts).
 
-    Raises ValueError that names the pictures without a caption, the captions without a picture, and what is no
-    picture: nothing is left out silently.
+    Raises ValueError that names the pictures without a caption or with two files of them, the captions without a
+    picture, what is no picture, and pictures of kinds that are not read: nothing is left out silently.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder")
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
-    if not paths:
+    paths, unread = _with_suffix(folder, SUFFIXES), _with_suffix(folder, OTHER_SUFFIXES)
+    if not paths and not unread:
         raise ValueError(f"{folder} has no pictures ({', '.join(sorted(SUFFIXES))})")
     listed = folder / "metadata.jsonl"
     faults: list[str] = []
     captions = _listed(listed, faults) if listed.is_file() else _beside(paths, faults)
-    stray = [] if listed.is_file() else _stray(folder, paths)
+    stray = [] if listed.is_file() else _stray(folder, paths + unread)
     found = []
     for path in paths:
         name = path.relative_to(folder).as_posix()
-        text = captions.pop(name if listed.is_file() else str(path), None)
-        if text is None:
+        texts = captions.pop(name if listed.is_file() else str(path), [])
+        if not texts:
             faults.append(f"{name} has no caption")
-        elif not text.strip():
-            faults.append(f"{name} has an empty caption")
-        else:
-            found.append(Captioned(path, " ".join(text.split())))
-            _check(found[-1], faults)
-    faults += [f"{name} is captioned but not there" for name in captions]
-    if stray:
-        more = f" and {len(stray) - NAMED} more" if len(stray) > NAMED else ""
-        accepted = ", ".join(sorted(SUFFIXES))
-        faults.append(f"{', '.join(stray[:NAMED])}{more}: no picture of that name beside ({accepted})")
+        for text in texts:
+            if not text.strip():
+                faults.append(f"{name} has an empty caption")
+            else:
+                found.append(Captioned(path, " ".join(text.split())))
+                _check(found[-1], faults)
+    names = [path.relative_to(folder).as_posix() for path in unread]
+    faults += [f"{name} is captioned but not there" for name in captions if name not in names]
+    for what, files in (("pictures of this kind are not read", names), ("no picture of that name beside", stray)):
+        if files:
+            more = f" and {len(files) - NAMED} more" if len(files) > NAMED else ""
+            faults.append(f"{', '.join(files[:NAMED])}{more}: {what} ({', '.join(sorted(SUFFIXES))})")
     if faults:
         more = f" and {len(faults) - NAMED} more" if len(faults) > NAMED else ""
         raise ValueError(f"{folder}: {'; '.join(faults[:NAMED])}{more}")
     return found
 
 
+def _with_suffix(folder: Path, suffixes: Collection[str]) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in suffixes and not p.name.startswith("."))
+
+
 def _stray(folder: Path, paths: list[Path]) -> list[str]:
-    """The files that look like captions of pictures that are not there, or are of a kind that is not read."""
+    """The files that look like captions of pictures that are not there."""
     captioned = {path.with_suffix("") for path in paths}
-    texts = [p for p in folder.rglob("*") if p.suffix.lower() in CAPTION_SUFFIXES and not p.name.startswith(".")]
-    alone = [p for p in texts if p.with_suffix("") not in captioned and p.is_file()]
-    return sorted(p.relative_to(folder).as_posix() for p in alone)
+    alone = [p for p in _with_suffix(folder, CAPTION_SUFFIXES) if p.with_suffix("") not in captioned and p.is_file()]
+    return [p.relative_to(folder).as_posix() for p in alone]
 
 
-def _beside(paths: list[Path], faults: list[str]) -> dict[str, str]:
+def _beside(paths: list[Path], faults: list[str]) -> dict[str, list[str]]:
     captions = {}
     for path in paths:
-        for suffix in CAPTION_SUFFIXES:
-            beside = path.with_suffix(suffix)
-            if beside.is_file():
-                try:
-                    captions[str(path)] = beside.read_text(encoding="utf-8-sig")
-                except UnicodeDecodeError:
-                    captions[str(path)] = ""
-                    faults.append(f"{beside.name} is not UTF-8 text")
-                break
+        beside = [file for suffix in CAPTION_SUFFIXES if (file := path.with_suffix(suffix)).is_file()]
+        if len(beside) > 1:
+            faults.append(f"{path.name} has two captions, {' and '.join(file.name for file in beside)}")
+        for file in beside[:1]:
+            try:
+                captions[str(path)] = [file.read_text(encoding="utf-8-sig")]
+            except UnicodeDecodeError:
+                captions[str(path)] = [""]
+                faults.append(f"{file.name} is not UTF-8 text")
     return captions
 
 
-def _listed(file: Path, faults: list[str]) -> dict[str, str]:
-    captions: dict[str, str] = {}
+def _listed(file: Path, faults: list[str]) -> dict[str, list[str]]:
+    captions: dict[str, list[str]] = defaultdict(list)
     try:
         lines = file.read_text(encoding="utf-8-sig").split("\n")  # splitlines would end one at U+2028 too
     except UnicodeDecodeError:
@@ -129,7 +138,7 @@ def _listed(file: Path, faults: list[str]) -> dict[str, str]:
         if text is None:
             faults.append(f"{file.name} line {number} has none of {', '.join(CAPTION_KEYS)}")
             text = ""
-        captions[entry["file_name"]] = text
+        captions[posixpath.normpath(entry["file_name"])].append(text)
     return captions
 
 

@@ -102,7 +102,7 @@ def test_only_a_newline_ends_a_line_of_metadata(tmp_path):
 
 
 def test_captions_of_no_picture_are_named(tmp_path):
-    for name in ("a.png", "b.tif", "deep/d.png", ".hidden.png"):
+    for name in ("a.png", "deep/d.png", ".hidden.png"):
         picture(tmp_path / name)
     for name in ("a.txt", "b.txt", "c.caption", "deep/d.txt", "deep/a.txt", ".hidden.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -120,3 +120,39 @@ def test_captions_of_no_picture_are_named(tmp_path):
     lines = [{"file_name": name, "text": "fine"} for name in ("a.png", "deep/d.png")]
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
     assert len(read_captioned(tmp_path)) == 2  # captions are in the metadata, and text files are no captions
+
+
+def test_a_picture_with_several_lines_comes_with_each(tmp_path):
+    picture(tmp_path / "a.png")
+    picture(tmp_path / "sub" / "b.png")
+    lines = [("./a.png", "one"), ("sub//b.png", "two"), ("a.png", "three")]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(json.dumps({"file_name": n, "text": t}) for n, t in lines))
+    found = [(each.path.name, each.caption) for each in read_captioned(tmp_path)]
+    assert found == [("a.png", "one"), ("a.png", "three"), ("b.png", "two")]
+
+
+def test_two_files_with_captions_of_one_picture_are_named(tmp_path):
+    picture(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "a.caption").write_text("two")
+    with pytest.raises(ValueError, match=r"a\.png has two captions, a\.txt and a\.caption"):
+        read_captioned(tmp_path)
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_pictures_of_kinds_that_are_not_read_are_named(tmp_path, listed):
+    for name in ("a.png", "b.tif", "c.GIF", ".d.gif"):
+        picture(tmp_path / name)
+    (tmp_path / "a.txt").write_text("fine")
+    (tmp_path / "b.txt").write_text("fine")
+    if listed:
+        lines = [{"file_name": name, "text": "fine"} for name in ("a.png", "b.tif")]
+        (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(ValueError) as raised:
+        read_captioned(tmp_path)
+    assert str(raised.value) == (
+        f"{tmp_path}: b.tif, c.GIF: pictures of this kind are not read (.bmp, .jpeg, .jpg, .png, .webp)"
+    )
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(ValueError, match=r"b\.tif, c\.GIF: pictures of this kind"):
+        read_captioned(tmp_path)
