@@ -22,9 +22,9 @@ from ldm.data import load_pack, place, sample_placement
 from ldm.finetune import squared
 from ldm.folder import read_captioned
 from ldm.loading import load
-from ldm.metrics import clip_score, smallest_difference
+from ldm.metrics import clip_score, load_clip, smallest_difference
 from ldm.schedulers import with_scheduler
-from sr3.sets import compare, inception_features
+from sr3.sets import LEAST, compare, inception_features
 
 SAME = 4.0  # root mean square difference in 8-bit levels, under which two pictures are called the same
 BUNDLED_GUIDANCE = 4.0
@@ -145,7 +145,7 @@ def measure(
 
 
 def check(config: EvaluateConfig) -> None:
-    """Raises ValueError for what would fail only after the work."""
+    """Raises ValueError for what would fail only after the work; see `check_work` too."""
     for name in ("steps", "prompts", "number", "batch"):
         value = getattr(config, name)
         if not value or np.min(value) < 1:
@@ -155,6 +155,21 @@ def check(config: EvaluateConfig) -> None:
             raise ValueError(f"{file} could not be written: it must be a file in a folder that exists")
     if config.sheet and config.sheet.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise ValueError(f"{config.sheet}: a sheet is a .png, .jpg or .webp file")
+    if config.clip:
+        load_clip(config.clip, config.allow_download)
+    if config.inception:
+        inception_features([np.zeros((REFERENCE_SIDE, REFERENCE_SIDE, 3), np.uint8)], config.inception)
+
+
+def check_work(
+    pipeline: DiffusionPipeline, sets: dict[str, Prompts], judge: Judge | None, config: EvaluateConfig
+) -> None:
+    """Raises ValueError for a scheduler that the model does not take, and where a set is too small to be compared."""
+    for name in config.schedulers:
+        with_scheduler(pipeline, name)
+    number = len(list(sets.values())[-1].texts)
+    if (judge or config.inception) and number < LEAST:
+        raise ValueError(f"{number} pictures cannot be compared as a set; at least {LEAST} are needed")
 
 
 def read_sets(config: EvaluateConfig) -> tuple[dict[str, Prompts], Judge | None]:
@@ -199,16 +214,17 @@ def main(config: EvaluateConfig) -> int:
         check(config)
         sets, judge = read_sets(config)
         shared = load(config.model, config.device, allow_download=config.allow_download)
+        check_work(shared, sets, judge, config)
         results: dict[str, dict[str, float]] = {}
         for name in config.schedulers or (None,):
             for steps in config.steps:
                 label = f"{name or type(shared.scheduler).__name__.removesuffix('Scheduler')}, {steps} steps"
                 results[label], made = measure(with_scheduler(shared, name), sets, judge, steps, config)
+                if config.out:
+                    config.out.write_text(json.dumps(results, indent=1))  # each column, since the next may fail
         print(table(results))
         if config.sheet:
             write_sheet(config.sheet, made[:64])
-        if config.out:
-            config.out.write_text(json.dumps(results, indent=1))
     except (ValueError, OSError) as error:
         print(f"ldm.evaluate: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -1,5 +1,6 @@
 """Measures of pictures against their prompts, and against one another."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,11 +17,10 @@ def smallest_difference(pictures: np.ndarray) -> float:
     return float(apart.min())
 
 
-def clip_score(
-    pictures: Sequence[np.ndarray], prompts: Sequence[str], model: str, allow_download: bool = False, batch: int = 32
-) -> float:
-    """100 × the mean cosine, zero where negative, of each uint8 RGB picture's and its prompt's CLIP embeddings (Hessel
-    et al., arXiv 2104.08718, section 3, without its factor 2.5). `model`: a hub id or a directory of safetensors."""
+@functools.cache
+def load_clip(model: str, allow_download: bool = False) -> tuple[Any, Any, Any]:
+    """A CLIP model, its reader of pictures and its tokenizer: a hub id or a directory of safetensors. Raises ValueError
+    where it cannot be loaded."""
     from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
     options: Any = {"local_files_only": not allow_download}
@@ -29,6 +29,15 @@ def clip_score(
         reader, tokenizer = (kind.from_pretrained(model, **options) for kind in (CLIPImageProcessor, AutoTokenizer))
     except (OSError, ValueError) as error:
         raise ValueError(f"{model} is no CLIP model that can be loaded: {str(error).splitlines()[0]}") from None
+    return clip, reader, tokenizer
+
+
+def clip_score(
+    pictures: Sequence[np.ndarray], prompts: Sequence[str], model: str, allow_download: bool = False, batch: int = 32
+) -> float:
+    """100 × the mean cosine, zero where negative, of each uint8 RGB picture's and its prompt's CLIP embeddings (Hessel
+    et al., arXiv 2104.08718, section 3, without its factor 2.5). `model`: see `load_clip`."""
+    clip, reader, tokenizer = load_clip(model, allow_download)
     cosines = []
     for start in range(0, len(pictures), batch):
         images = [Image.fromarray(p) for p in pictures[start : start + batch]]

@@ -113,8 +113,6 @@ def test_the_whole_command_on_a_pack(pack, judged, tmp_path, capsys):
     assert values["prompts with ten different pictures"] == 1.0 and values["judge's FID"] > 0
     assert capsys.readouterr().out.count("|") > 30
     assert main(EvaluateConfig()) == 2 and "either --pack" in capsys.readouterr().err
-    assert main(EvaluateConfig(pack, judged, schedulers=("foo",), device="cpu")) == 2
-    assert "'foo'" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
@@ -164,13 +162,31 @@ def test_any_model_against_a_folder_of_captioned_pictures(clip, tmp_path, capsys
         ({"out": Path("/")}, "/ could not be written"),
         ({"device": "tpu"}, "device is 'tpu', which cannot be used"),
         ({"pack": Path("none")}, "No such file"),
+        ({"schedulers": ("DDIM", "foo")}, "scheduler is 'foo'"),
+        ({"clip": "nobody/nothing"}, "nobody/nothing is no CLIP model"),
+        ({"inception": Path("none")}, "none does not exist; it must be torch-fidelity's"),
         ({"pack": None}, "give either --pack, with --judge, or --reference"),
     ],
 )
-def test_mistakes_are_one_line_and_exit_code_2(pack, changes, message, capsys):
-    assert main(replace(EvaluateConfig(pack), **changes)) == 2
+def test_mistakes_are_one_line_and_exit_code_2_before_the_work(pack, changes, message, capsys):
+    assert main(replace(EvaluateConfig(pack, prompts=1, steps=(1,), diversity=0), **changes)) == 2
     error = capsys.readouterr().err
-    assert error.startswith("ldm.evaluate: ") and len(error.splitlines()) == 1 and message in error
+    last = error.splitlines()[-1]
+    assert last.startswith("ldm.evaluate: ") and message in last and "of 1 pictures" not in error
+
+
+def test_a_set_too_small_to_be_compared_is_named_before_the_work(pack, judged, capsys):
+    assert main(EvaluateConfig(pack, judged, prompts=3, device="cpu")) == 2
+    error = capsys.readouterr().err
+    assert error.endswith("ldm.evaluate: 3 pictures cannot be compared as a set; at least 4 are needed\n")
+    assert "of 3 pictures" not in error
+
+
+def test_finished_columns_outlast_one_that_fails(pack, tmp_path, capsys):
+    config = EvaluateConfig(pack, prompts=1, steps=(1, 5000), diversity=0, device="cpu", schedulers=("DDIM",))
+    assert main(replace(config, out=tmp_path / "r.json")) == 2
+    assert "5000" in capsys.readouterr().err
+    assert list(json.loads((tmp_path / "r.json").read_text())) == ["DDIM, 1 steps"]
 
 
 def test_tables_have_a_column_for_each_sampler():
