@@ -135,6 +135,9 @@ class DiffusersCascade:
             return
         first, upscale = chosen[0], chosen[0].upscale
         height, width = pictures[alive[0]].shape[:2]
+        for side, drawn_side in (("width", width), ("height", height)):
+            if getattr(first, side) not in (None, drawn_side):
+                raise InvalidRequest(side, getattr(first, side), f"the base model drew {drawn_side} in its place")
         self._check_pixels(upscale, width * upscale, height * upscale)
         used = self._used(first, options, (width, height))
         for stage, child in zip(STAGES[upscale], (1, 2), strict=False):

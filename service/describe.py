@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import math
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -18,18 +19,15 @@ def model_info(base: Any, enlarger: Any, settings: Settings) -> ModelInfo:
     from ldm.schedulers import accepted
     from sr3.schedulers import SCHEDULERS
 
-    takes = inspect.signature(base.__call__).parameters
-    multiple = getattr(base, "vae_scale_factor", None) if {"width", "height"} <= set(takes) else None
-    side = getattr(getattr(getattr(base, "unet", None), "config", None), "sample_size", None)
-    side = side * multiple if isinstance(side, int) and multiple else 64
+    width, height = own_size(base)
     return ModelInfo(
         base_model=model_name(settings.base_model),
         sr_model=model_name(settings.sr_model),
         base_hash=weights_hash(_folder(settings.base_model, "ldm")),
         sr_hash=sr_hash(settings),
-        width=side,
-        height=side,
-        size_multiple=multiple,
+        width=width,
+        height=height,
+        size_multiple=size_multiple(base),
         sampler=sampler_name(base),
         sr_sampler=sampler_name(enlarger),
         schedulers=accepted(base),
@@ -37,6 +35,37 @@ def model_info(base: Any, enlarger: Any, settings: Settings) -> ModelInfo:
         device=str(getattr(base, "device", "cpu")),
         versions=versions(),
     )
+
+
+def own_size(base: Any) -> tuple[int, int]:
+    """Width and height of what a base pipeline draws where it is told none, as diffusers' pipelines work them out."""
+    takes = inspect.signature(base.__call__).parameters
+    told = [takes[name].default for name in ("width", "height") if name in takes]
+    if len(told) == 2 and all(isinstance(side, int) for side in told):
+        return told[0], told[1]
+    sizes = [getattr(base, "default_sample_size", None)]
+    sizes += [getattr(_config(base, part), "sample_size", None) for part in ("transformer", "unet")]
+    latent = next((size for size in sizes if size), None)
+    if latent is None:
+        return 64, 64
+    tall, wide = (latent, latent) if isinstance(latent, int) else latent
+    factor = getattr(base, "vae_scale_factor", 1)
+    return wide * factor, tall * factor
+
+
+def size_multiple(base: Any) -> int | None:
+    """What width and height must be multiples of, so that the latents fall into whole patches; None where the pipeline
+    takes no size."""
+    factor = getattr(base, "vae_scale_factor", None)
+    if factor is None or not {"width", "height"} <= set(inspect.signature(base.__call__).parameters):
+        return None
+    patch = getattr(_config(base, "transformer"), "patch_size", 1)
+    packed = getattr(_config(base, "image_processor"), "vae_scale_factor", 1)  # of Flux and its kin twice the factor
+    return math.lcm(factor * patch if isinstance(patch, int) else factor, packed)
+
+
+def _config(base: Any, part: str) -> Any:
+    return getattr(getattr(base, part, None), "config", None)
 
 
 def sr_hash(settings: Settings) -> str | None:
