@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -178,14 +178,17 @@ def sharp(pixels: np.ndarray) -> np.ndarray:
 
 
 def collect(config: CorpusConfig) -> tuple[list[np.ndarray], list[Source], list[str]]:
-    """Crops, the manifest, and the names of files that could not be read."""
+    """Crops, the manifest, and the names of files that could not be read. Prints how many pictures are left out, and
+    why."""
     listed = [(kind, *line) for line in files(config) if (kind := kind_of(line[0], line[1]))]
     counts = Counter(kind for kind, *_ in listed)
     quota = {kind: max(config.crops // (len(counts) * count), 1) for kind, count in counts.items()}
-    crops: list[np.ndarray] = []
+    cuts: list[list[np.ndarray]] = []
+    kinds: list[str] = []
     sources: list[Source] = []
     seen: list[np.ndarray] = []
     bad: list[str] = []
+    left_out: Counter[str] = Counter()
     for kind, path, package, version, licence in tqdm(listed, unit="picture", mininterval=5):
         data = path.read_bytes()
         digest = hashlib.sha256(data).hexdigest()
@@ -195,21 +198,52 @@ def collect(config: CorpusConfig) -> tuple[list[np.ndarray], list[Source], list[
         except ImageError as error:
             bad.append(f"{path}: {error}")
             continue
-        if min(pixels.shape[:2]) < SMALLEST_SIDE:
-            continue
         mark = thumbnail(pixels)
-        copy = kind != "drawing" and seen and np.max(np.stack(seen) @ mark) > 0.97 * mark.size
-        if copy or texture(pixels) < SMALLEST_TEXTURE or path.stem.startswith("screenshot"):
+        reason = unfit(pixels, mark, [] if kind == "drawing" else seen)
+        if path.stem.startswith("screenshot") and package in config.packages:
+            reason = "screenshots of packages"
+        if reason:
+            left_out[reason] += 1
             continue
         if kind != "drawing":
             seen.append(mark)
         held_out = config.held_out is not None and is_held_out(digest, kind)
         if held_out and config.held_out:
             keep(pixels, config.held_out / kind / f"{digest[:8]}__{path.stem}.png")
-        cuts = [] if held_out else cut(pixels, config.size, quota[kind], rng)
-        crops += cuts
-        sources.append(Source(path.name, package, version, licence, digest, held_out, len(cuts)))
-    return crops, sources, bad
+        cuts.append([] if held_out else cut(pixels, config.size, quota[kind], rng))
+        left_out["without texture"] += not (held_out or cuts[-1])
+        kinds.append(kind)
+        sources.append(Source(path.name, package, version, licence, digest, held_out))
+    taken = within(cuts, kinds, [source.sha256 for source in sources], config.crops)
+    sources = [replace(source, crops=len(crops)) for source, crops in zip(sources, taken, strict=True)]
+    left_out[f"beyond {config.crops} crops"] = sum(bool(was) and not now for was, now in zip(cuts, taken, strict=True))
+    reasons = [f"{count} {reason}" for reason, count in sorted(left_out.items()) if count]
+    if reasons:
+        print(f"{left_out.total()} pictures left out: {', '.join(reasons)}", file=sys.stderr)
+    return [crop for crops in taken for crop in crops], sources, bad
+
+
+def unfit(pixels: np.ndarray, mark: np.ndarray, seen: Sequence[np.ndarray]) -> str | None:
+    """Why a picture with this `thumbnail` is of no use beside those with the thumbnails `seen`; None where it is."""
+    if min(pixels.shape[:2]) < SMALLEST_SIDE:
+        return f"under {SMALLEST_SIDE} pixels"
+    if seen and np.max(np.stack(seen) @ mark) > 0.97 * mark.size:
+        return "near-copies"
+    return "without texture" if texture(pixels) < SMALLEST_TEXTURE else None
+
+
+def within(
+    cuts: Sequence[list[np.ndarray]], kinds: Sequence[str], digests: Sequence[str], most: int
+) -> list[list[np.ndarray]]:
+    """Of the crops of each picture those that make `most` altogether, an equal share for each kind: the pictures of the
+    smallest digests come first, whatever their names."""
+    every = Counter(dict.fromkeys(kinds, max(most // max(len(set(kinds)), 1), 1)))
+    taken: list[list[np.ndarray]] = [[] for _ in cuts]
+    for i in sorted(range(len(cuts)), key=lambda i: digests[i]):
+        taken[i] = cuts[i][: min(every[kinds[i]], most)]
+        every[kinds[i]] -= len(taken[i])
+        most -= len(taken[i])
+    return taken
 
 
 def keep(pixels: np.ndarray, path: Path) -> None:
@@ -230,7 +264,7 @@ def build(config: CorpusConfig) -> None:
     if bad and not config.skip_bad:
         raise ValueError(f"{len(bad)} files could not be read; --skip-bad goes on without them")
     if not crops:
-        raise ValueError("no picture with texture found")
+        raise ValueError("no picture that crops could be cut from")
     order = np.random.default_rng(config.seed).permutation(len(crops))
     save_pack(config.pack, np.stack([crops[i] for i in order]), manifest(sources))
     kept = sum(s.held_out for s in sources)

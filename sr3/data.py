@@ -1,6 +1,7 @@
 """Training data: a pack of crops, and degraded pairs drawn from it."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,18 @@ def save_pack(path: Path, crops: np.ndarray, manifest: list[dict[str, object]]) 
 
 
 def load_pack(path: Path) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """What `save_pack` wrote. Raises ValueError if the file is something else."""
+    """What `save_pack` wrote, or others without a manifest. Raises ValueError if the file is something else."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(str(path), framework="numpy") as file:
             if "crops" not in file.keys():  # noqa: SIM118
                 raise ValueError(f"{path} is no pack of crops; python -m sr3.corpus makes one")
-            return file.get_tensor("crops"), json.loads((file.metadata() or {})["manifest"])
+            described = file.get_slice("crops")
+            shape, dtype = tuple(described.get_shape()), described.get_dtype()
+            if dtype != "U8" or len(shape) != 4 or shape[1] != shape[2] or shape[3] != 3 or not shape[0]:
+                raise ValueError(f"{path} has crops of {dtype} {shape}; they must be uint8 (N, S, S, 3)")
+            return file.get_tensor("crops"), json.loads((file.metadata() or {}).get("manifest", "[]"))
     except SafetensorError as error:
         raise ValueError(f"{path} is not a safetensors file: {error}") from None
 
@@ -44,6 +49,18 @@ class Mix:
     augmented: float = 0.3
     """Share of the samples whose low_res gets noise of a level that the network is told."""
     largest_aug_level: float = 0.3
+
+    def __post_init__(self) -> None:
+        shares = self.presets()
+        for name, share in shares.items():
+            if not 0 <= share < math.inf:
+                raise ValueError(f"mix.{name} is {share}; it must be 0 or more")
+        if not sum(shares.values()):
+            raise ValueError(f"one of mix.{', '.join(shares)} must be more than 0")
+        if not 0 <= self.augmented <= 1:
+            raise ValueError(f"mix.augmented is {self.augmented}; it must be from 0 to 1")
+        if not 0 <= self.largest_aug_level < 1:
+            raise ValueError(f"mix.largest_aug_level is {self.largest_aug_level}; it must be 0 or more and less than 1")
 
     def presets(self) -> dict[str, float]:
         return {

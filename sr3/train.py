@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sr3.data import Mix, draw_record, load_pack, make_sample
-from sr3.loop import LoopConfig, fit, generator
+from sr3.loop import LoopConfig, fit, generator, own_device
 from sr3.model import SCALE, LowResEncoder, SR3UNet
 from sr3.pipeline import SR3Pipeline, load, resolve_device
 from sr3.presets import PRESETS, Preset, build, save
@@ -45,7 +45,7 @@ class TrainConfig:
     preset: str = "bundled"
     """One of bundled, sr3-paper, sr3-paper-tiny."""
     init: Path | None = None
-    """A pipeline directory whose weights to start from."""
+    """A pipeline directory whose weights to start from; its sizes are then trained, whatever those of the preset."""
     phase: str = "all"
     """all; encoder: the encoder alone, whose iterations then take half as long; few-steps: a last phase for the
     denoiser alone, from --init, at the noise levels of --few-steps."""
@@ -159,7 +159,7 @@ def read_data(config: TrainConfig) -> np.ndarray:
         if bad and not config.skip_bad:
             raise ValueError(f"{len(bad)} files could not be read; --skip-bad goes on without them")
         if not crops:
-            raise ValueError(f"{config.data} holds no picture with texture")
+            raise ValueError(f"{config.data} holds no picture that crops could be cut from")
         return np.stack(crops)
     return load_pack(config.data)[0]
 
@@ -185,10 +185,13 @@ def train(config: TrainConfig) -> SR3Pipeline:
     crops = read_data(config)
     if crops.shape[1] < config.crop_size:
         raise ValueError(f"{config.data} has crops of {crops.shape[1]} pixels; crop_size is {config.crop_size}")
-    device = resolve_device(config.loop.device)
+    device = resolve_device(own_device(config.loop.device))
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         pipeline = load(config.init, "cpu", "float32") if config.init else build(preset)
+    if preset.paper == bool(pipeline.encoder.config.num_blocks):
+        paper = sorted(name for name, each in PRESETS.items() if each.paper != preset.paper)
+        raise ValueError(f"{config.init} is not of the preset {config.preset}; give --preset {' or '.join(paper)}")
     pipeline.encoder.requires_grad_(config.phase != "few-steps")
     model = Cascade(pipeline.encoder, None if config.phase == "encoder" else pipeline.unet).to(device)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

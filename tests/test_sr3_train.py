@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.numpy import save_file
 from safetensors.torch import load_file
 
 import sr3.train
-from sr3.corpus import CorpusConfig, collect, is_held_out
+from sr3.corpus import CorpusConfig, collect, is_held_out, within
 from sr3.corpus import main as corpus_main
 from sr3.data import Mix, SampleRecord, draw_record, load_pack, make_sample, save_pack
 from sr3.loop import LoopConfig, fit, generator, learning_rate
@@ -95,6 +96,52 @@ def test_an_interrupted_training_equals_an_uninterrupted_one(pack, tmp_path, tin
     whole, resumed = (load_file(tmp_path / name / "state.safetensors") for name in ("whole", "broken"))
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+
+
+def test_a_mix_that_cannot_be_drawn_is_refused():
+    for changes, message in (
+        ({"bsr": -0.1}, "mix.bsr is -0.1; it must be 0 or more"),
+        ({"bicubic": float("nan")}, "mix.bicubic is nan"),
+        ({"bsr_plus": float("inf")}, "mix.bsr-plus is inf"),
+        ({"bicubic": 0, "bsr_light": 0, "bsr": 0}, "one of mix.bicubic, bsr-light, bsr, bsr-plus must be more than 0"),
+        ({"augmented": 1.5}, "mix.augmented is 1.5; it must be from 0 to 1"),
+        ({"largest_aug_level": 1.0}, "mix.largest_aug_level is 1.0; it must be 0 or more and less than 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Mix(**changes)
+
+
+@pytest.mark.parametrize(
+    "crops",
+    [
+        np.zeros((4, 48, 48, 3), np.float32),
+        np.zeros((4, 3, 48, 48), np.uint8),
+        np.zeros((4, 48, 48), np.uint8),
+        np.zeros((0, 48, 48, 3), np.uint8),
+    ],
+)
+def test_packs_by_others_are_read_and_checked(crops, tmp_path):
+    save_file({"crops": crops}, tmp_path / "wrong")
+    with pytest.raises(ValueError, match=r"wrong has crops of .* they must be uint8 \(N, S, S, 3\)"):
+        load_pack(tmp_path / "wrong")
+    save_file({"crops": np.full((2, 48, 48, 3), 7, np.uint8)}, tmp_path / "plain")
+    found, manifest = load_pack(tmp_path / "plain")
+    assert (found == 7).all() and manifest == []
+
+
+def test_weights_of_another_kind_than_the_preset_are_refused(pack, tmp_path):
+    for preset, other, given in (
+        ("bundled", "sr3-paper-tiny", "sr3-paper or sr3-paper-tiny"),
+        ("sr3-paper-tiny", "bundled", "bundled"),
+    ):
+        build(sr3.train.PRESETS[other]).save_pretrained(tmp_path / other)
+        config = TrainConfig(pack, tmp_path / "out", preset, tmp_path / other, crop_size=32, loop=LOOP)
+        with pytest.raises(ValueError, match=f"{other} is not of the preset {preset}; give --preset {given}"):
+            train(config)
+    assert not (tmp_path / "out").exists()
+    tiny = TrainConfig(pack, tmp_path / "out", "sr3-paper", tmp_path / "sr3-paper-tiny", crop_size=32)
+    trained = train(replace(tiny, loop=replace(LOOP, steps=1)))
+    assert trained.unet.config.base_channels == 16  # the sizes are those of the weights
 
 
 def test_minutes_end_a_training_in_a_resumable_state(pack, tmp_path, tiny):
@@ -217,6 +264,54 @@ def test_a_corpus_is_packed_with_its_manifest_and_keeps_some_for_evaluation(tmp_
     assert len(again) == len(crops)
 
 
+def noise(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def test_what_is_left_out_of_ones_own_pictures_is_told(tmp_path, capsys):
+    first, second = noise(0, 256, 256, 3), noise(1, 256, 256, 3)  # of the size of photographs
+    near = np.clip(first.astype(int) + 1, 0, 255).astype(np.uint8)
+    small, flat = noise(2, 63, 300, 3), np.full((70, 70, 3), 9, np.uint8)
+    for name, pixels in {"a": first, "b": near, "c": small, "d": flat, "e": flat, "screenshot 1": second}.items():
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    sources = collect(CorpusConfig(tmp_path / "p", (tmp_path,), (), size=64))[1]
+    assert [source.file for source in sources] == ["a.png", "screenshot 1.png"]
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "4 pictures left out: 1 near-copies, 1 under 64 pixels, 2 without texture"
+    )
+
+
+def test_screenshots_of_packages_are_left_out(tmp_path, capsys):
+    (tmp_path / "some").mkdir()
+    (tmp_path / "some" / "version").write_text("1")
+    for name in ("screenshot", "a"):
+        Image.fromarray(noise(len(name), 70, 70, 3)).save(tmp_path / "some" / f"{name}.png")
+    (source,) = collect(CorpusConfig(tmp_path / "p", (), ("some",), tmp_path, size=64))[1]
+    assert source.file == "a.png" and "1 screenshots of packages" in capsys.readouterr().err
+
+
+def test_there_are_at_most_as_many_crops_as_asked_for_whatever_the_names(tmp_path, capsys):
+    for names in ("abcdefgh", "hgfedcba"):
+        folder = tmp_path / names
+        folder.mkdir()
+        for i, name in enumerate(names):
+            Image.fromarray(noise(i, 70, 64, 3)).save(folder / f"{name}.png")
+    folders = [tmp_path / names for names in ("abcdefgh", "hgfedcba")]
+    both = [collect(CorpusConfig(tmp_path / "p", (folder,), (), crops=2, size=64)) for folder in folders]
+    assert "6 pictures left out: 6 beyond 2 crops" in capsys.readouterr().err
+    (first, sources, _), (second, *_) = both
+    assert len(first) == len(second) == sum(source.crops for source in sources) == 2 and len(sources) == 8
+    assert {crop.tobytes() for crop in first} == {crop.tobytes() for crop in second}
+
+
+def test_each_kind_has_its_share_of_few_crops():
+    cuts = [[np.full(1, i)] for i in range(12)]
+    kinds, digests = ["drawing"] * 10 + ["photograph"] * 2, [f"{i:02}" for i in range(12)]
+    assert [len(taken) for taken in within(cuts, kinds, digests, 4)] == [1, 1] + [0] * 8 + [1, 1]
+    assert sum(map(len, within(cuts, kinds, digests, 1))) == 1
+    assert within([], [], [], 5) == []
+
+
 def test_of_a_game_the_textures_are_taken_and_no_icons_or_maps_for_shading(tmp_path):
     folder = tmp_path / "supertuxkart-data"
     folder.mkdir()
@@ -332,6 +427,8 @@ def test_the_state_of_another_training_is_refused(pack, tmp_path, tiny):
         (["--data", "PACK", "--out", "out", "--crop-size", "32", "--init", "a/typo"], "a/typo is not an SR3 pipeline"),
         (["--data", "PACK", "--out", "out", "--crop-size", "32", "--loop.batch-size", "0"], "batch_size is 0"),
         (["--data", "PACK", "--out", "out", "--crop-size", "32", "--loop.device", "tpu"], "device is 'tpu'"),
+        (["--data", "PACK", "--out", "out", "--crop-size", "32", "--loop.minutes", "0"], "loop.minutes is 0"),
+        (["--data", "PACK", "--out", "out", "--mix.largest-aug-level", "3"], "mix.largest_aug_level is 3.0"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(arguments, message, pack, tmp_path, tiny, monkeypatch, capsys):
