@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from service.decoder import Decoders
 from service.failures import explain
+from service.fair import Uploads
 from service.metrics import Metrics
 from service.middleware import REQUEST_ID, BodyLimit, Gate
 from service.openapi import add_problem_schema
@@ -28,6 +29,8 @@ from service.security import Gatekeeper
 from service.settings import Settings
 from service.worker import CascadeFactory
 
+UPLOADS_IN_HAND = 8
+"""How many of the largest are in memory at once before they come to the queue."""
 _DESCRIPTION = """A prompt becomes a picture, 1, 4 or 16 times the size that the base model draws; an uploaded picture
 becomes 4 or 16 times as large.
 
@@ -70,6 +73,7 @@ def create_app(
     )
     app.state.pool, app.state.metrics, app.state.settings = pool, metrics, settings
     app.state.gatekeeper, app.state.decoders = Gatekeeper(settings), Decoders()
+    app.state.uploads = Uploads(UPLOADS_IN_HAND * settings.max_upload_bytes)
     app.state.records = Records(pool, settings, partial(explain, pool))
     app.include_router(health_router(settings))
     app.include_router(generate_router(settings))
@@ -93,7 +97,13 @@ async def _refused(request: Request, error: Exception) -> Response:
 def _add_middleware(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
     uploads = dict.fromkeys(("/upscale", "/inspect"), settings.max_upload_bytes)
     uploads["/jobs/zip"] = settings.max_archive_bytes
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, others=uploads)
+    app.add_middleware(
+        BodyLimit,
+        max_bytes=settings.max_body_bytes,
+        others=uploads,
+        seconds=settings.request_timeout,
+        paced=settings.max_upload_bytes,
+    )
     origins = [origin.strip() for origin in settings.cors_origins.split(",") if origin.strip()]
     if origins:
         exposed = ["Seed", "Server-Timing", "Location", "Retry-After", REQUEST_ID]

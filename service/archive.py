@@ -4,6 +4,7 @@ import io
 import lzma
 import re
 import struct
+import sys
 import unicodedata
 import zipfile
 import zlib
@@ -14,6 +15,7 @@ from typing import IO
 from service.storage import Place
 
 MAX_FILES = 100_000
+MAX_DIRECTORY = 1 << 25  # bytes of an archive's directory, of which zipfile takes eight times as many of memory
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _PART = 1 << 20
 _DRIVE = re.compile("[A-Za-z]:")
@@ -39,11 +41,16 @@ class TooLarge(BadArchive):
 def unpack(file: IO[bytes], target: Place, max_bytes: int) -> int:
     """Write an archive's files below `target`; how many. Folders, links and hidden files are left out.
 
-    Raises NoArchive for what is no ZIP, TooLarge for what holds more than `max_bytes` or MAX_FILES, and BadArchive for
-    what is damaged, encrypted or leads out of the folder: before anything is written where its directory tells.
+    Raises NoArchive for what is no ZIP, TooLarge for what holds more than `max_bytes` or MAX_FILES or has a directory
+    of more than MAX_DIRECTORY bytes, and BadArchive for what is damaged, encrypted or leads out of the folder: before
+    anything is written where its directory tells.
     """
+    rationed = _Rationed(file)
     try:
-        archive = zipfile.ZipFile(file)
+        archive = zipfile.ZipFile(rationed)
+        rationed.left = sys.maxsize
+    except TooLarge:
+        raise
     except _DAMAGE as error:
         raise NoArchive(f"the upload is not a ZIP archive that can be read: {error}") from error
     with archive:
@@ -110,6 +117,25 @@ def _check_apart(keys: Sequence[str]) -> None:
         for folder in PurePosixPath(key).parents:
             if str(folder) in files:
                 raise BadArchive(f"{str(folder)[:100]!r} is the name of both a file and a folder")
+
+
+class _Rationed:
+    """A file of which only so much is read that zipfile can find and read a directory; TooLarge for more.
+
+    What the archive itself says of its directory need not be what zipfile goes by.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self.seek, self.tell, self.seekable = file, file.seek, file.tell, file.seekable
+        self.left = MAX_DIRECTORY + (1 << 18)  # its end is looked for in the last 64 kB, twice
+
+    def read(self, size: int = -1) -> bytes:
+        """As of any file."""
+        if size > self.left:
+            raise TooLarge(f"the archive's directory is larger than {MAX_DIRECTORY} bytes")
+        data = self._file.read(size)
+        self.left -= len(data)
+        return data
 
 
 class _Sink(io.RawIOBase):

@@ -70,7 +70,8 @@ class Options:
     recursive: bool = False
     """Go into folders below the input."""
     overwrite: bool = False
-    """Do pictures whose result is there already once more. Without, what is there and whole is kept."""
+    """Do pictures whose result is there already once more. Without, what is there and whole is kept, but for what was
+    made with other options, by the manifest."""
     workers: Annotated[int, tyro.conf.arg(aliases=["-j"])] = 1
     """Processes that work at once, each with a model of its own."""
     device: str | None = None

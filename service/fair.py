@@ -1,8 +1,10 @@
-"""A bounded queue that is fair between clients, from which batches of equal keys are taken."""
+"""A bounded queue that is fair between clients, from which batches of equal keys are taken; and room for uploads."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -10,11 +12,42 @@ T = TypeVar("T")
 
 
 class QueueFull(Exception):
-    """No place is free for so many more."""
+    """No place is free for so many more of this client's."""
 
-    def __init__(self, waiting: int) -> None:
-        super().__init__(f"{waiting} pictures are waiting already")
-        self.waiting = waiting
+
+def fits(size: int, taken: int, mine: int, more: int) -> bool:
+    """Whether `more` of a client that has `mine` of what is `taken` find a place among `size`.
+
+    Dynamic thresholds (Choudhury and Hahne, "Dynamic queue length thresholds for shared-memory packet switches", 1998,
+    with α = 1): a client may have as much as it leaves free, one alone half, two a third each. So there is a place for
+    one that comes with its first.
+    """
+    free = size - taken - more
+    return free >= 0 and (mine == 0 or mine + more <= free)
+
+
+class Uploads:
+    """Bytes of uploads that are in memory before they come to the queue. Not for several threads."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._held: Counter[Hashable] = Counter()
+
+    def __len__(self) -> int:
+        return sum(self._held.values())
+
+    @contextmanager
+    def hold(self, client: Hashable, number: int) -> Iterator[None]:
+        """Have room for so many bytes during the block; QueueFull where there is none."""
+        if not fits(self.size, len(self), self._held[client], number):
+            raise QueueFull(f"{len(self)} bytes of uploads are under way already, {self._held[client]} of them yours")
+        self._held[client] += number
+        try:
+            yield
+        finally:
+            self._held[client] -= number
+            if not self._held[client]:
+                del self._held[client]
 
 
 @dataclass
@@ -49,8 +82,9 @@ class FairQueue(Generic[T]):
 
     def add(self, client: Hashable, entries: list[tuple[T, Hashable, float]]) -> None:
         """Queue all of (item, key, cost), or none: QueueFull where they do not fit."""
-        if len(self._waiting) + len(entries) > self.size:
-            raise QueueFull(len(self._waiting))
+        mine = sum(each.client == client for each in self._waiting)
+        if not fits(self.size, len(self._waiting), mine, len(entries)):
+            raise QueueFull(f"{len(self._waiting)} pictures are waiting already, {mine} of them yours")
         for item, key, cost in entries:
             tag = max(self._now, self._ends.get(client, 0.0))
             self._ends[client] = tag + cost

@@ -108,13 +108,7 @@ class Jobs:
         """
         id = id or uuid.uuid4().hex[:12]
         with self.engine.begin() as connection:
-            active = sa.select(jobs.c.id, jobs.c.spec, jobs.c.client).where(jobs.c.state.in_(ACTIVE))
-            for other, line, owner in connection.execute(active).all():
-                output = JobSpec.from_json(line).output
-                if is_below(output, spec.output) or is_below(spec.output, output):
-                    if client not in (None, owner):
-                        raise Conflict(f"another's job is writing to {spec.output}, below or above it; take another")
-                    raise Conflict(f"job {other} is writing to {output}; wait for it, or cancel it")
+            _check_alone(connection, id, spec.output, client)
             row = {"id": id, "created": time.time(), "state": "planning", "spec": spec.to_json()}
             connection.execute(sa.insert(jobs), [row | {"upload": upload, "client": client}])
             self.enqueue(connection, PLANS, "plan_job", f"{id}:plan:1", id)
@@ -190,10 +184,11 @@ class Jobs:
     def take_up(self, id: str, states: Sequence[str] = OVER) -> None:
         """Look into the input anew, try again what failed, and go on with what was left.
 
-        KeyError where there is no such job, Conflict where it is in none of `states`.
+        KeyError where there is no such job, Conflict where it is in none of `states`, or as `create` has it.
         """
         with self.engine.begin() as connection:
             row = self._lock(connection, id, states)
+            _check_alone(connection, id, JobSpec.from_json(row["spec"]).output, row["client"])
             undone = (PictureState.PENDING, PictureState.FAILED)
             which = (pictures.c.job == id) & pictures.c.state.in_(undone)
             fresh = {"state": PictureState.PENDING, "chunk": 0, "attempts": 0, "finished": None, "record": None}
@@ -286,6 +281,17 @@ _ASSIGNED = text(
     "SELECT DISTINCT chunk FROM sr3_pictures WHERE job = :job AND state = 0 AND chunk >= :first ORDER BY chunk"
 )
 _COUNTS = text("SELECT state, count(*) FROM sr3_pictures WHERE job = :job GROUP BY state")
+
+
+def _check_alone(connection: Connection, id: str, mine: str, client: str | None) -> None:
+    """Conflict where another job than this, which runs, writes to the output or below or above it."""
+    active = sa.select(jobs.c.id, jobs.c.spec, jobs.c.client).where(jobs.c.state.in_(ACTIVE), jobs.c.id != id)
+    for other, line, owner in connection.execute(active).all():
+        output = JobSpec.from_json(line).output
+        if is_below(output, mine) or is_below(mine, output):
+            if client not in (None, owner):
+                raise Conflict(f"another's job is writing to {mine}, below or above it; take another")
+            raise Conflict(f"job {other} is writing to {output}; wait for it, or cancel it")
 
 
 def _status(connection: Connection, row: RowMapping, failures: int) -> JobStatus:

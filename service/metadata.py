@@ -1,11 +1,15 @@
 """How a picture was made, as text for its file: for people and image viewers, and as JSON for programs."""
 
 import json
+from contextlib import suppress
 from dataclasses import asdict
 
+from service.pictures import read_metadata
 from service.requests import GenerateRequest, Request, UsedSettings
 
 SOFTWARE = "sr3-cascade"
+LONGEST_SETTINGS = 1 << 16
+"""In characters, of a file's `settings` that `inspected` reads."""
 
 
 def metadata_of(request: Request, used: UsedSettings, versions: dict[str, str]) -> dict[str, str]:
@@ -16,6 +20,21 @@ def metadata_of(request: Request, used: UsedSettings, versions: dict[str, str]) 
         "parameters": parameters_text(request, used),
         "settings": json.dumps(settings_of(request, used) | {"versions": versions}, ensure_ascii=False),
     }
+
+
+def inspected(data: bytes) -> bytes:
+    """What a picture's file says of how it was made, as a JSON object, whose `settings` are one too.
+
+    They are text where the file's are longer than LONGEST_SETTINGS, no JSON object, or cannot be told in JSON: anybody
+    may have written them. Raises InvalidPicture.
+    """
+    found = read_metadata(data)
+    text = found.get("settings", "")
+    with suppress(ValueError, RecursionError):
+        settings = json.loads(text) if len(text) <= LONGEST_SETTINGS else None
+        if isinstance(settings, dict):
+            return _encoded({**found, "settings": settings})
+    return _encoded(found)
 
 
 def settings_of(request: Request, used: UsedSettings) -> dict[str, object]:
@@ -52,6 +71,10 @@ def parameters_text(request: Request, used: UsedSettings) -> str:
             lines.append(f"Negative prompt: {request.negative_prompt}")
     lines.append(", ".join(f"{key}: {_quoted(value)}" for key, value in pairs.items() if value is not None))
     return "\n".join(lines)
+
+
+def _encoded(value: object) -> bytes:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
 
 
 def _quoted(value: object) -> str:

@@ -1,5 +1,6 @@
 """What every request passes on its way in and out: an id, the gate, protecting headers, the log and the figures."""
 
+import asyncio
 import logging
 import re
 import time
@@ -78,13 +79,14 @@ class Gate:
 
 
 class BodyLimit:
-    """Raises Problem 413 where a route reads a body of more than `max_bytes`, or what `others` says of its path.
+    """Raises Problem 413 where a route reads a body of more than `max_bytes`, or what `others` says of its path, and
+    408 where it does not arrive: in `seconds` for each `paced` bytes that its path takes, and for fewer.
 
-    Starlette and FastAPI have one of their own, but that answers in plain text.
+    Starlette and FastAPI have a limit of their own, but that answers in plain text.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int, others: Mapping[str, int]) -> None:
-        self.app, self.max_bytes, self.others = app, max_bytes, others
+    def __init__(self, app: ASGIApp, max_bytes: int, others: Mapping[str, int], seconds: float, paced: int) -> None:
+        self.app, self.max_bytes, self.others, self.seconds, self.paced = app, max_bytes, others, seconds, paced
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
@@ -92,11 +94,19 @@ class BodyLimit:
             return await self.app(scope, receive, send)
         limit = self.others.get(scope["path"], self.max_bytes)
         announced = Headers(scope=scope).get("content-length", "")
-        received = 0
+        seconds = self.seconds * max(1.0, limit / self.paced)
+        deadline = asyncio.get_running_loop().time() + seconds
+        received, whole = 0, False
 
         async def receive_within_limit() -> Message:
-            nonlocal received
-            message = await receive()
+            nonlocal received, whole
+            try:
+                async with asyncio.timeout_at(None if whole else deadline):  # what comes then is that the client goes
+                    message = await receive()
+            except TimeoutError:
+                detail = f"the body did not arrive within {seconds:g} s; {received} bytes of it did"
+                raise Problem(408, detail, headers={"Connection": "close"}) from None
+            whole = not message.get("more_body", False)
             received += len(message.get("body", b""))
             if max(received, int(announced) if announced.isdecimal() else 0) > limit:
                 raise Problem(413, f"the body is larger than the {limit} bytes that {scope['path']} takes")

@@ -50,6 +50,8 @@ PICTURE_ANSWERS: dict[int | str, dict[str, Any]] = {
     },
 }
 TOO_OFTEN = {429: "You ask too often; Retry-After says when to come back."}
+TOO_MUCH = {429: "You ask too often, or too much is being uploaded; Retry-After says when to come back."}
+TOO_SLOW = {408: "The body did not arrive in time."}
 
 
 def problem_responses(examples: dict[int, str]) -> dict[int | str, dict[str, Any]]:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -14,6 +15,7 @@ import sqlalchemy as sa
 from service.database import pictures
 from service.jobs import Jobs, JobSpec, PictureState
 from service.storage import Place, open_place
+from service.upscale import UpscaleOptions
 from sr3.images import SUFFIXES as WRITTEN
 
 MANIFEST = "manifest.jsonl"
@@ -61,12 +63,25 @@ def chosen(place: Place, spec: JobSpec) -> Iterator[tuple[str, int]]:
             yield key, size
 
 
-def manifest_sizes(target: Place) -> dict[str, tuple[int, int]]:
-    """By output key, the bytes of source and result that the manifest there knows of; {} without one."""
-    sizes: dict[str, tuple[int, int]] = {}
+def manifest_sizes(target: Place, spec: JobSpec) -> dict[str, tuple[int | None, int | None]]:
+    """By key, the bytes of picture and result that the manifest there knows of; {} without one.
+
+    None, None where it says that no such result came of the picture, or not as `spec` has it made. A picture is left
+    out where it does not say how its result was made: it was there before.
+    """
+    sizes: dict[str, tuple[int | None, int | None]] = {}
     for line in manifest_lines(target):
-        if line.get("state") in ("done", "kept") and line.get("output_bytes") is not None:
-            sizes[line["output"]] = (line["source_bytes"], line["output_bytes"])
+        key, made = line["source"], line.get("settings")
+        if line.get("output") != output_key(key, spec.options.format):
+            continue
+        if line.get("state") in ("done", "kept") and not isinstance(made, dict):
+            continue
+        # A setting that is not named is one that there was not yet.
+        alike = isinstance(made, dict) and asdict(UpscaleOptions()) | made == asdict(spec.options)
+        if alike and line.get("seed") == picture_seed(spec.seed, key):
+            sizes[key] = line.get("source_bytes"), line.get("output_bytes")
+        else:
+            sizes[key] = None, None
     return sizes
 
 
@@ -93,14 +108,15 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 def plan(jobs: Jobs, id: str) -> None:
     """List a job's input, write its pictures down and queue what is to be done. May be run again at any time.
 
-    A result that is there is kept, unless `overwrite`: at once where the manifest vouches for its size, else after a
-    look into it. What this job did itself and is still there is not done again. Of two pictures with one result the
-    second fails.
+    A result that is there is kept, unless `overwrite`: at once where the manifest vouches for its size and settings,
+    after a look into it where the manifest says nothing of how it was made or of its size. One that was made otherwise,
+    or of a picture of another size in bytes, is made anew. What this job did itself and is still there is not done
+    again. Of two pictures with one result the second fails.
     """
     spec = jobs.spec(id)
     source, target = open_place(spec.input), open_place(spec.output)
     there = _there(target)
-    vouched = manifest_sizes(target) if there and not spec.overwrite else {}
+    told = manifest_sizes(target, spec) if there and not spec.overwrite else {}
     with jobs.engine.connect() as connection:
         columns = (pictures.c.key, pictures.c.state, pictures.c.source_bytes, pictures.c.output_bytes)
         rows = connection.execute(sa.select(*columns).where(pictures.c.job == id))
@@ -120,8 +136,10 @@ def plan(jobs: Jobs, id: str) -> None:
             if known[key][0] == PictureState.PENDING or (known[key][1:] == (size, there.get(output))):
                 continue
         elif not spec.overwrite and output in there:
-            verify = vouched.get(output) != (size, there[output])
-            state = PictureState.PENDING if verify else PictureState.KEPT
+            source_bytes, output_bytes = told.get(key, (size, None))
+            verify = source_bytes == size and output_bytes != there[output]
+            if (source_bytes, output_bytes) == (size, there[output]):
+                state = PictureState.KEPT
         record = None if state is PictureState.PENDING else json.dumps(kept_record(spec, key, size, there[output]))
         kept = there[output] if state is PictureState.KEPT else None
         batch.append(_row(id, key, size, state, verify, kept, record))

@@ -132,11 +132,13 @@ class Records:
         return record if record is not None and record.client == client else None
 
     def repeated(self, client: str, key: str, fingerprint: bytes) -> Record | None:
-        """The record that was started under this Idempotency-Key; none where it was cancelled or the server failed at
-        it, so that it is done anew. Problem 422 where that was another request."""
+        """The record that was started under this Idempotency-Key; none where it was or is being cancelled or the server
+        failed at it, so that it is done anew. Problem 422 where that was another request."""
         self._sweep()
         known, record = self._keys.get((client, key), (b"", None))
-        if record is None or record.cancelled or (record.problem is not None and record.problem.status_code >= 500):
+        if record is None or record.cancelled or (record.unwanted and record.ended is None):
+            return None
+        if record.problem is not None and record.problem.status_code >= 500:
             return None
         if known != fingerprint:
             raise Problem(422, f"the Idempotency-Key {key!r} was used for another request; take a new one")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fastapi import APIRouter, Body, Depends, Query, Request, Response
 
 from service.answers import answer, chosen_answer
-from service.openapi import PICTURE_ANSWERS, problem_responses
+from service.openapi import PICTURE_ANSWERS, TOO_SLOW, problem_responses
 from service.problems import Problem, bad_fields, shown
 from service.records import Output, with_seeds
 from service.requests import GenerateRequest
@@ -21,11 +21,12 @@ ERRORS = {
     401: "An API key is needed.",
     403: "Another site's page asks.",
     406: "Accept names nothing that this can be answered as.",
+    **TOO_SLOW,
     409: "It was cancelled.",
     413: "The body, or the picture asked for, is too large.",
     415: "The content type is not one that this takes.",
     422: "A field is unknown or out of its range; `errors` names each, what was got and what is accepted.",
-    429: "The queue is full, or you ask too often; Retry-After says when to come back.",
+    429: "The queue is full, or you have your share of it, or ask too often; Retry-After says when to come back.",
     500: "The models failed; the server's log has more under the request's id.",
     503: "The models are loading or could not be loaded, the worker was lost, or the server is stopping.",
     504: "It was not done in time.",

@@ -1,6 +1,7 @@
 """The routes of batch jobs: make, watch, cancel, take up again, forget; ZIP archives in and out."""
 
 import asyncio
+import logging
 import tempfile
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -18,7 +19,7 @@ from service.archive import BadArchive, NoArchive, TooLarge, packed, unpack
 from service.crew import COMMAND
 from service.desk import Desk
 from service.jobs import ACTIVE, Conflict, JobSpec, JobStatus
-from service.openapi import TOO_OFTEN, problem_responses
+from service.openapi import TOO_OFTEN, TOO_SLOW, problem_responses
 from service.problems import Problem, bad_fields, shown
 from service.schemas import FieldError
 from service.security import authenticated, counted, owner
@@ -26,6 +27,7 @@ from service.settings import Settings
 from service.storage import NotAllowed, StorageError, open_place
 from service.upscale import UpscaleOptions
 
+_log = logging.getLogger("service.jobs")
 _EVERY = 0.5
 _T = TypeVar("_T")
 Owner = Annotated[str | None, Depends(owner)]
@@ -72,7 +74,7 @@ class JobBody(JobSettings):
     input: str = Field(min_length=1, max_length=2000, description="a folder, or s3://, gs://, az://…")
     output: str = Field(min_length=1, max_length=2000, description="another, not inside the input")
     recursive: bool = Field(default=False, description="go into folders below the input")
-    overwrite: bool = Field(default=False, description="do again what is there already")
+    overwrite: bool = Field(default=False, description="do again what is there already with these settings")
 
 
 class JobView(BaseModel):
@@ -135,7 +137,9 @@ def jobs_router(settings: Settings, command: Sequence[str] = COMMAND) -> APIRout
 
 
 def _add_making(router: APIRouter, desk: Desk) -> None:
-    @router.post("", status_code=201, dependencies=[Depends(counted)], responses=problem_responses(TOO_OFTEN))
+    @router.post(
+        "", status_code=201, dependencies=[Depends(counted)], responses=problem_responses(TOO_OFTEN | TOO_SLOW)
+    )
     def make(response: Response, owner: Owner, body: Annotated[JobBody, Body()]) -> JobView:
         """Enlarge every picture of a folder or bucket into another. Workers do it; this answers at once. The job is
         the asking key's: others neither see it nor can do anything to it."""
@@ -156,22 +160,26 @@ def _add_making(router: APIRouter, desk: Desk) -> None:
         status_code=201,
         openapi_extra={"requestBody": {"required": True, "content": {"application/zip": {"schema": _BINARY}}}},
         dependencies=[Depends(counted)],
-        responses=problem_responses(TOO_OFTEN | _ZIP_ERRORS),
+        responses=problem_responses(TOO_OFTEN | TOO_SLOW | _ZIP_ERRORS),
     )
     async def make_of_zip(
         request: Request, response: Response, owner: Owner, query: Annotated[JobSettings, Query()]
     ) -> JobView:
         """Enlarge every picture of a ZIP archive, which is the body; `result.zip` of the job has the results."""
         limit = desk.settings.max_archive_bytes
-        desk.data_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=desk.data_dir) as file:
-            size = 0
-            async for part in request.stream():
-                size += len(part)
-                if size > limit:
-                    raise Problem(413, f"the archive is larger than this server's {limit} bytes")
-                await asyncio.to_thread(file.write, part)
-            id = await asyncio.to_thread(_unpacked, desk, file, query, owner)
+        try:
+            desk.data_dir.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=desk.data_dir) as file:
+                size = 0
+                async for part in request.stream():
+                    size += len(part)
+                    if size > limit:
+                        raise Problem(413, f"the archive is larger than this server's {limit} bytes")
+                    await asyncio.to_thread(file.write, part)
+                await asyncio.to_thread(file.flush)
+                id = await asyncio.to_thread(_unpacked, desk, file, query, owner)
+        except OSError as error:
+            raise Problem(503, f"the archive cannot be stored: {error.strerror or error}") from error
         return await asyncio.to_thread(_made, desk, response, id)
 
 
@@ -182,9 +190,7 @@ def _add_watching(router: APIRouter, desk: Desk) -> None:
     def all_jobs(owner: Owner, limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> list[JobView]:
         """The latest jobs of the asking key, or of everybody where the server has no keys, the newest first, without
         their failures."""
-        if not desk.begun():
-            return []
-        return [_view(status) for status in _asked(lambda: desk.jobs.all(limit, owner))]
+        return [_view(status) for status in _asked(lambda: desk.jobs.all(limit, owner) if desk.begun() else [])]
 
     @router.get("/{id}")
     def one_job(id: Annotated[str, Depends(known)]) -> JobView:
@@ -242,7 +248,7 @@ def _known(desk: Desk) -> Callable[[str, str | None], str]:
     """The dependency of a path's id: Problem 404 before anything is answered where the asker has no such job."""
 
     def known(id: Annotated[str, Path(max_length=64, description="the job's id")], owner: Owner) -> str:
-        if not desk.begun() or owner not in (None, _asked(lambda: desk.jobs.status(id, 0)).client):
+        if not _asked(desk.begun) or owner not in (None, _asked(lambda: desk.jobs.status(id, 0)).client):
             raise _unknown(id)
         return id
 
@@ -327,9 +333,10 @@ def _asked(work: Callable[[], _T], loudly: bool = True) -> _T:
         raise Problem(409, str(error)) from error
     except NotAllowed as error:
         raise Problem(409, str(error)) from error
-    except SQLAlchemyError as error:
+    except (SQLAlchemyError, OSError) as error:
         if not loudly:
             return None  # type: ignore[return-value]
+        _log.error("the database of jobs cannot be used: %s", str(error).split("\n")[0])
         detail = "the database of jobs cannot be used; the server's log says why"
         raise Problem(503, detail, headers={"Retry-After": "5"}) from error
 

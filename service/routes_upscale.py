@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import secrets
+from contextlib import AbstractContextManager
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -16,8 +16,10 @@ from starlette.datastructures import UploadFile
 from service.answers import answer, chosen_answer
 from service.decoder import Decoders
 from service.failures import limits_of
-from service.openapi import PICTURE_ANSWERS, TOO_OFTEN, problem_responses
-from service.pictures import InvalidPicture, check_format, decode_picture, read_metadata
+from service.fair import Uploads
+from service.metadata import inspected
+from service.openapi import PICTURE_ANSWERS, TOO_MUCH, problem_responses
+from service.pictures import InvalidPicture, check_format, decode_picture
 from service.problems import Problem
 from service.records import Output
 from service.requests import UpscaleRequest
@@ -61,8 +63,9 @@ def upscale_router(settings: Settings) -> APIRouter:
         Transparency is enlarged too, 16 bits and grey stay, so do colour profile and EXIF, whose orientation is
         applied. Answers as `/generate` does."""
         request.app.state.pool.info  # noqa: B018  # 503 while loading, before the body is read
-        data, options = await read_upload(request)
-        picture = await decoded(request, data, settings)
+        with in_hand(request, client, settings):
+            data, options = await read_upload(request)
+            picture = await decoded(request, data, settings)
         fingerprint = hashlib.sha256(data).digest() + options.model_dump_json().encode()
         del data
         factor = int(options.factor)
@@ -77,24 +80,29 @@ def upscale_router(settings: Settings) -> APIRouter:
 
     @router.post(
         "/inspect",
-        responses=problem_responses({each: ERRORS[each] for each in (401, 403, 413, 415, 422)} | TOO_OFTEN),
+        response_model=dict[str, Any],
+        responses=problem_responses({each: ERRORS[each] for each in (401, 403, 408, 413, 415, 422)} | TOO_MUCH),
         openapi_extra={"requestBody": upload_schema(options=False)},
     )
-    async def inspect(request: Request, client: Annotated[str, Depends(counted)]) -> dict[str, Any]:
+    async def inspect(request: Request, client: Annotated[str, Depends(counted)]) -> Response:
         """What a picture says of how it was made: the text that this server, or AUTOMATIC1111, wrote into it, and
-        `settings` as an object."""
-        data, _ = await read_upload(request)
-        try:
-            found: dict[str, Any] = dict(await decoders(request).run(read_metadata, data))
-        except InvalidPicture as error:
-            raise Problem(422, str(error)) from error
-        try:
-            settings_found = json.loads(found["settings"])
-        except (KeyError, ValueError, RecursionError):
-            return found
-        return found | {"settings": settings_found}
+        `settings` as an object; as text where they are none, or longer than 65536 characters."""
+        with in_hand(request, client, settings):
+            data, _ = await read_upload(request)
+            try:
+                return Response(await decoders(request).run(inspected, data), media_type="application/json")
+            except InvalidPicture as error:
+                raise Problem(422, str(error)) from error
 
     return router
+
+
+def in_hand(request: Request, client: str, settings: Settings) -> AbstractContextManager[None]:
+    """Room for a request's body, which is in memory from then on; QueueFull where there is none."""
+    uploads: Uploads = request.app.state.uploads
+    announced = request.headers.get("content-length", "")
+    most = settings.max_upload_bytes
+    return uploads.hold(client, min(int(announced), most) if announced.isdecimal() else most)
 
 
 async def read_upload(request: Request) -> tuple[bytes, UpscaleQuery]:

@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -79,6 +80,18 @@ def _api_keys(given: object) -> object:
     return tuple(keys)
 
 
+def _places(given: object) -> object:
+    """A list as JSON or with commas; ValueError for JSON that is none."""
+    if not isinstance(given, str):
+        return given
+    if not given.lstrip().startswith("["):
+        return [part for part in map(str.strip, given.split(",")) if part]
+    try:
+        return json.loads(given)
+    except ValueError as error:
+        raise ValueError(f"this is no JSON: {error}") from error
+
+
 class Settings(BaseSettings):
     """Serve the cascade over HTTP. Every option is also a variable: --sr-steps is SERVICE_SR_STEPS."""
 
@@ -135,14 +148,24 @@ class Settings(BaseSettings):
         default=8192 * 8192, ge=1, description="largest picture delivered, in pixels; service.batch has 2**30"
     )
     max_images: int = Field(default=8, ge=1, le=8, description="most pictures of one request")
-    queue_size: int = Field(default=16, ge=1, description="pictures that may wait; more are answered 429")
-    max_per_client: int = Field(default=64, ge=1, description="pictures of one client that may wait and run")
+    queue_size: int = Field(
+        default=32,
+        ge=1,
+        description="pictures that may wait, of one client as many as it leaves places free, alone half; more are "
+        "answered 429",
+    )
+    max_per_client: int = Field(default=64, ge=1, description="pictures of one client that may wait and run at most")
     requests_per_minute: int = Field(default=0, ge=0, description="taken from one client; 0: as many as it sends")
     max_batch: int = Field(default=4, ge=1, le=64, description="equal requests worked on together; 1: none are")
     batch_wait_ms: float = Field(
         default=3, ge=0, le=1000, description="how long a request waits for one more of its kind"
     )
-    request_timeout: float = Field(default=600, gt=0, description="seconds from a request to its end, else 504")
+    request_timeout: float = Field(
+        default=600,
+        gt=0,
+        description="seconds in which a body arrives, else 408 (an archive has them for each max-upload-bytes that it "
+        "may have), and then from a request to its end, else 504",
+    )
     result_seconds: float = Field(default=600, ge=0, description="how long a result can be fetched under its id")
     result_bytes: int = Field(default=256 * 2**20, ge=0, description="most bytes of results kept to be fetched")
     heartbeat_seconds: float = Field(default=5, gt=0, description="silence after which a worker is not ready")
@@ -155,8 +178,10 @@ class Settings(BaseSettings):
         default=None,
         description="postgresql://… where several machines share the jobs; none: SQLite in the data folder",
     )
-    storage_roots: list[str] = Field(
-        default=[], description="folders and s3://, gs://, az:// prefixes below which jobs may read and write, as JSON"
+    storage_roots: Annotated[list[str], NoDecode, BeforeValidator(_places)] = Field(
+        default=[],
+        description="folders and s3://, gs://, az:// prefixes below which jobs may read and write, with commas or as "
+        "JSON",
     )
     uploads: str | None = Field(
         default=None, description="folder or bucket prefix, the same for all workers, for uploaded archives' pictures"

@@ -200,8 +200,8 @@ def flood() -> None:
 
 
 def health(size: int, fake: bool) -> None:
-    """SIZE probes, one after the other, while clients in another process keep the queue full."""
-    with server(fake, "--queue-size", "8"), httpx.Client(timeout=60) as client:
+    """SIZE probes, one after the other, while clients in another process keep their half of the queue full."""
+    with server(fake, "--queue-size", "16"), httpx.Client(timeout=60) as client:
         clients = multiprocessing.get_context("spawn").Process(target=flood)
         clients.start()
         while figure("service_queue_depth") < 8:

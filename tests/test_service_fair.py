@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.fair import FairQueue, QueueFull
+from service.fair import FairQueue, QueueFull, Uploads
 
 
 def queued(*entries: tuple[str, str], size: int = 99) -> FairQueue[str]:
@@ -57,10 +57,52 @@ def test_the_first_may_wait_for_company_but_not_a_full_batch() -> None:
 
 def test_all_of_a_request_fit_or_none() -> None:
     queue = queued(("a", "1x"), size=2)
-    with pytest.raises(QueueFull) as full:
+    with pytest.raises(QueueFull, match="1 pictures are waiting already, 1 of them yours"):
         queue.add("a", [("2x", "x", 1.0), ("3x", "x", 1.0)])
-    assert full.value.waiting == 1
     assert list(queue) == ["1x"]
+
+
+def filled(queue: FairQueue[str], client: str) -> int:
+    """How many places the client gets that takes all that it can, one by one."""
+    for number in range(queue.size + 1):
+        try:
+            queue.add(client, [(client, "x", 1.0)])
+        except QueueFull:
+            return number
+    raise AssertionError("the queue took more than its size")
+
+
+def test_a_client_leaves_as_much_free_as_it_takes() -> None:
+    queue: FairQueue[str] = FairQueue(16)
+    assert [filled(queue, client) for client in "abcdef"] == [8, 4, 2, 1, 1, 0]
+    assert len(queue) == 16
+
+
+def test_places_are_shared_anew_as_they_become_free() -> None:
+    queue: FairQueue[str] = FairQueue(9)
+    assert (filled(queue, "a"), filled(queue, "b")) == (4, 2)
+    queue.take(1)
+    queue.take(1)
+    assert (filled(queue, "a"), filled(queue, "b")) == (1, 1)
+
+
+def test_a_first_request_may_take_all_that_is_free() -> None:
+    queue: FairQueue[str] = FairQueue(3)
+    queue.add("a", [(each, "x", 1.0) for each in "123"])
+    with pytest.raises(QueueFull, match="3 pictures are waiting already, 0 of them yours"):
+        queue.add("b", [("4", "x", 1.0)])
+
+
+def test_uploads_share_their_bytes_in_the_same_way() -> None:
+    uploads = Uploads(100)
+    with uploads.hold("a", 30), uploads.hold("a", 20), uploads.hold("a", 0):
+        with pytest.raises(QueueFull, match="50 bytes of uploads are under way already, 50 of them yours"):
+            uploads.hold("a", 1).__enter__()
+        with uploads.hold("b", 50), pytest.raises(QueueFull, match=r"100 bytes .*, 0 of them yours"):
+            uploads.hold("c", 1).__enter__()
+    with pytest.raises(ZeroDivisionError), uploads.hold("a", 0), uploads.hold("a", 0), uploads.hold("c", 100):
+        raise ZeroDivisionError
+    assert len(uploads) == 0
 
 
 def test_items_can_leave_out_of_turn() -> None:

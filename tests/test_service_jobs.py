@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +58,11 @@ def do(jobs: Jobs, id: str, state: PictureState = PictureState.DONE) -> None:
     spec = jobs.spec(id)
     for key, (number, _) in chunks(jobs, id).items():
         assert Claims(jobs.engine).begin(id, number, key, ME)
-        record: dict[str, Any] = {"source": key, "output": key, "state": state.name.lower(), "seconds": 1.0}
+        output = output_key(key, spec.options.format)
+        record: dict[str, Any] = {"source": key, "output": output, "state": state.name.lower(), "seconds": 1.0}
         if state is PictureState.DONE:
-            size = Folder(Path(spec.output)).write(key, key.encode())
+            record |= {"settings": asdict(spec.options), "seed": picture_seed(spec.seed, key)}
+            size = Folder(Path(spec.output)).write(output, key.encode())
             record |= {"output_bytes": size, "source_bytes": (Path(spec.input) / key).stat().st_size}
         assert Claims(jobs.engine).record(id, key, ME, state, record)[0]
 
@@ -126,7 +128,60 @@ def test_a_changed_source_is_done_again(jobs: Jobs, spec: JobSpec) -> None:
     do(jobs, first)
     write_manifest(jobs, first)
     (Path(spec.input) / "00000.png").write_bytes(picture_bytes(9, 40))
-    assert list(chunks(jobs, planned(jobs, spec))) == ["00000.png"]
+    again = chunks(jobs, planned(jobs, spec))
+    assert {key: verify for key, (_, verify) in again.items()} == {"00000.png": False}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"options": UpscaleOptions(factor=16, steps=0)},
+        {"options": UpscaleOptions(factor=4, steps=8)},
+        {"options": UpscaleOptions(steps=0, aug_level=0.1)},
+        {"seed": 1},
+    ],
+)
+@pytest.mark.parametrize("state", [PictureState.DONE, PictureState.FAILED])
+def test_a_result_that_was_made_otherwise_is_made_anew(
+    jobs: Jobs, spec: JobSpec, change: dict[str, Any], state: PictureState
+) -> None:
+    first = planned(jobs, spec)
+    do(jobs, first)
+    write_manifest(jobs, first)
+    changed = replace(spec, **change)
+    second = planned(jobs, changed)
+    assert {key: verify for key, (_, verify) in chunks(jobs, second).items()} == {
+        f"0000{index}.png": False for index in range(3)
+    }
+    do(jobs, second, state)
+    write_manifest(jobs, second)
+    third = planned(jobs, changed)  # one that failed left what was there
+    assert jobs.status(third).kept == (3 if state is PictureState.DONE else 0)
+    assert {verify for _, verify in chunks(jobs, third).values()} <= {False}
+
+
+def test_a_result_of_which_the_manifest_does_not_say_how_it_was_made_is_looked_into(jobs: Jobs, spec: JobSpec) -> None:
+    first = planned(jobs, spec)
+    do(jobs, first)
+    sizes = {"source_bytes": (Path(spec.input) / "00000.png").stat().st_size, "output_bytes": len("00000.png")}
+    line = {"source": "00000.png", "output": "00000.png", "state": "kept", **sizes}
+    Folder(Path(spec.output)).write("manifest.jsonl", json.dumps(line).encode())
+    jobs.cancel(first)
+    assert {verify for _, verify in chunks(jobs, planned(jobs, spec)).values()} == {True}
+
+
+def test_a_setting_that_an_older_version_did_not_have_is_its_default(jobs: Jobs, spec: JobSpec) -> None:
+    first = planned(jobs, spec)
+    do(jobs, first)
+    write_manifest(jobs, first)
+    older = lines(spec.output)
+    for line in older:
+        del line["settings"]["consistency"]
+    Folder(Path(spec.output)).write("manifest.jsonl", "\n".join(map(json.dumps, older)).encode())
+    assert chunks(jobs, planned(jobs, spec)) == {}
+    other = replace(spec, options=replace(spec.options, consistency=2), output=spec.output)
+    jobs.cancel(jobs.all(1)[0].id)
+    assert len(chunks(jobs, planned(jobs, other))) == 3
 
 
 def test_planning_again_changes_nothing(jobs: Jobs, spec: JobSpec) -> None:
@@ -180,7 +235,23 @@ def test_two_jobs_do_not_write_to_one_place(jobs: Jobs, spec: JobSpec) -> None:
         with pytest.raises(Conflict, match=id):
             jobs.create(replace(spec, output=output))
     jobs.cancel(id)
-    jobs.create(spec)
+    other = jobs.create(replace(spec, output=spec.output + "/deeper"))
+    with pytest.raises(Conflict, match=other):
+        jobs.take_up(id)
+    assert jobs.state(id) == "cancelled"
+    jobs.cancel(other)
+    jobs.take_up(id)
+    assert jobs.state(id) == "planning"
+
+
+def test_of_another_clients_job_nothing_is_told(jobs: Jobs, spec: JobSpec) -> None:
+    mine = jobs.create(spec, client="me")
+    jobs.cancel(mine)
+    theirs = jobs.create(spec, client="you")
+    for attempt in (lambda: jobs.take_up(mine), lambda: jobs.create(spec, client="me")):
+        with pytest.raises(Conflict, match="another's job") as refused:
+            attempt()
+        assert theirs not in str(refused.value)
 
 
 def test_a_forgotten_job_leaves_its_pictures(jobs: Jobs, spec: JobSpec) -> None:

@@ -62,7 +62,7 @@ def test_paths_and_references_are_whole(document: dict[str, Any]) -> None:
 @pytest.mark.parametrize("path", PICTURES)
 def test_every_error_is_documented_as_a_problem(document: dict[str, Any], path: str) -> None:
     answers = document["paths"][path]["post"]["responses"]
-    errors = {"400", "401", "403", "406", "409", "413", "415", "422", "429", "500", "503", "504"}
+    errors = {"400", "401", "403", "406", "408", "409", "413", "415", "422", "429", "500", "503", "504"}
     assert set(answers) == {"200", "202"} | errors
     assert {"image/png", "application/json", "text/event-stream"} < set(answers["200"]["content"])
     assert set(answers["200"]["headers"]) == {"Seed", "Server-Timing", "X-Request-Id"}

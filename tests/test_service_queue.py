@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from service.pool import State
+from service.settings import Settings
 from tests.service_fakes import Running, problem, serving, wait_until
 
 
@@ -25,7 +26,7 @@ def step_seconds() -> float:
 
 @pytest.fixture
 def server(tmp_path: Path, step_seconds: float) -> Iterator[Running]:
-    with serving(tmp_path, queue_size=3, max_batch=1, step_seconds=step_seconds) as running:
+    with serving(tmp_path, queue_size=6, max_batch=1, step_seconds=step_seconds) as running:
         yield running
 
 
@@ -63,9 +64,25 @@ def test_full_queue_is_429_and_loses_nothing(server: Running) -> None:
         answers = [each.result(20) for each in held]
     assert refused.status_code == 429
     assert int(refused.headers["retry-after"]) >= 1
-    assert "3 pictures are waiting" in problem(refused).detail
+    assert "3 pictures are waiting already, 3 of them yours" in problem(refused).detail
     assert [answer.headers["seed"] for answer in answers] == ["0", "1", "2", "3"]
     assert sorted(server.begun()) == ["p0", "p1", "p2", "p3"]
+
+
+def test_one_client_that_asks_for_all_places_leaves_some_to_others(tmp_path: Path) -> None:
+    keys = {name: {"x-api-key": f"the-key-of-{name}-here", "prefer": "respond-async"} for name in ("me", "you")}
+    given = ",".join(f"{name}:{head['x-api-key']}" for name, head in keys.items())
+    with serving(tmp_path, max_batch=1, api_keys=given) as server:
+        server.hold()
+        answers = {name: [] for name in keys}
+        for name, head in keys.items():
+            for _ in range(Settings().queue_size):
+                answer = server.client.post("/generate", json={"prompt": name}, headers=head)
+                answers[name].append(answer.status_code)
+                wait_until(server.begun)
+        server.go()
+    for status in answers.values():
+        assert set(status) == {202, 429}
 
 
 def test_place_in_the_queue_is_told_and_moves_on(server: Running) -> None:
@@ -81,11 +98,11 @@ def test_place_in_the_queue_is_told_and_moves_on(server: Running) -> None:
 
 
 @contextmanager
-def connection(server: Running, **body: object) -> Iterator[None]:
+def connection(server: Running, more: str = "", **body: object) -> Iterator[None]:
     """A client that asks for a picture, and goes away at the end of the block without having read it."""
     content = json.dumps(body).encode()
     host, port = server.url.removeprefix("http://").split(":")
-    head = f"host: {host}\r\ncontent-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
+    head = f"host: {host}\r\ncontent-type: application/json\r\ncontent-length: {len(content)}\r\n{more}\r\n"
     with socket.create_connection((host, int(port))) as client:
         client.sendall(f"POST /generate HTTP/1.1\r\n{head}".encode() + content)
         yield
@@ -170,6 +187,25 @@ def test_request_is_cancelled_while_its_picture_is_written(server: Running) -> N
             written.set()
         assert answer.result(20).json()["state"] == "cancelled"
     assert server.client.get(location + "/pictures/0").status_code == 409
+
+
+def test_a_repeated_request_is_done_anew_while_the_one_before_is_being_cancelled(server: Running) -> None:
+    written, loop = threading.Event(), server.pool.workers[0]._loop
+    for _ in range(64):  # all of the threads that write files
+        loop.call_soon_threadsafe(loop.run_in_executor, None, written.wait)
+    with connection(server, "idempotency-key: k1\r\n", prompt="a", seed=7):
+        wait_until(lambda: server.log() == ["begun a", "done a"] and not server.pool.workers[0].busy)
+        (record,) = server.app.state.records._records.values()
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            wait_until(lambda: record.unwanted)
+            head = {"idempotency-key": "k1"}
+            again = pool.submit(server.client.post, "/generate", json={"prompt": "a", "seed": 7}, headers=head)
+            wait_until(lambda: server.begun() == ["a", "a"] or again.done() or record.followers)
+        finally:
+            written.set()
+        assert again.result(20).status_code == 200
+    assert server.begun() == ["a", "a"]
 
 
 def test_time_that_is_up_is_504_and_stops_the_work(tmp_path: Path) -> None:

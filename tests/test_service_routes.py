@@ -4,7 +4,9 @@ import base64
 import io
 import json
 import logging
+import socket
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
@@ -14,12 +16,13 @@ from openai import APIStatusError, OpenAI
 from PIL import Image
 
 from service.answers import negotiate
+from service.app import UPLOADS_IN_HAND
 from service.logs import JsonLines, request_id
 from service.pictures import encode_picture
 from service.requests import ModelInfo
 from service.routes_openai import sized
 from sr3.images import Picture, read
-from tests.service_fakes import Running, problem, serving
+from tests.service_fakes import Running, problem, serving, wait_until
 
 KEY = "a-key-for-the-tests"
 
@@ -127,6 +130,80 @@ def test_metadata_of_another_program_is_read_and_no_picture_refused(server: Runn
     png = encode_picture(Picture(noise()), metadata={"parameters": "a cat\nSteps: 20", "settings": "not JSON"})
     found = server.client.post("/inspect", files={"image": png}).json()
     assert found == {"parameters": "a cat\nSteps: 20", "settings": "not JSON"}
+
+
+DEEP = '{"a":' * 5000 + "0" + "}" * 5000
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"a": NaN}',
+        '{"a": 1e999}',
+        '{"a": "\\ud800"}',
+        '{"a": ' + "9" * 5000 + "}",
+        "[" * 300 + "]" * 300,
+        "[" * 9000 + "]" * 9000,
+        DEEP,
+        '{"a": "' + "x" * 65_536 + '"}',
+    ],
+)
+def test_settings_that_are_no_object_or_cannot_be_told_are_text(server: Running, text: str) -> None:
+    png = encode_picture(Picture(noise()), metadata={"settings": text})
+    answer = server.client.post("/inspect", files={"image": png})
+    assert answer.status_code == 200
+    assert answer.json() == {"settings": text}
+
+
+@pytest.mark.parametrize("text", ['{"seed": 7, "versions": {"torch": "2"}}', '{"a":' * 300 + "0" + "}" * 300])
+def test_settings_are_an_object(server: Running, text: str) -> None:
+    png = encode_picture(Picture(noise()), metadata={"settings": text})
+    assert server.client.post("/inspect", files={"image": png}).json() == {"settings": json.loads(text)}
+
+
+@contextmanager
+def half_sent(server: Running, path: str, head: str = "", announced: int = 1000) -> Iterator[socket.socket]:
+    """A client that sends the first half of a body and then nothing."""
+    host, port = server.url.removeprefix("http://").split(":")
+    lines = f"POST {path} HTTP/1.1\r\nhost: {host}\r\n{head}content-length: {announced}\r\n\r\n"
+    with socket.create_connection((host, int(port)), timeout=20) as client:
+        client.sendall(lines.encode() + b"{" * (announced // 2))
+        yield client
+
+
+@pytest.mark.parametrize("path", ["/upscale", "/inspect", "/generate", "/v1/images/generations", "/jobs", "/jobs/zip"])
+def test_a_body_that_does_not_arrive_is_408(tmp_path: Path, path: str) -> None:
+    kind = "content-type: image/png\r\n" if path in ("/upscale", "/inspect") else "content-type: application/json\r\n"
+    options = {"data_dir": tmp_path, "max_archive_bytes": 2**20}
+    with serving(tmp_path, request_timeout=0.3, **options) as server, half_sent(server, path, kind) as client:
+        answer = b""
+        while part := client.recv(4096):  # until the server closes the connection
+            answer += part
+        documented = server.client.get("/openapi.json").json()["paths"][path]["post"]["responses"]
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"the body did not arrive within 0.3 s; 500 bytes of it did" in answer
+    assert "408" in documented
+
+
+def test_one_client_does_not_fill_the_memory_with_uploads(tmp_path: Path) -> None:
+    keys = {name: f"{name}-{KEY}" for name in ("me", "you")}
+    given = ",".join(f"{name}:{key}" for name, key in keys.items())
+    head = f"content-type: image/png\r\nx-api-key: {keys['me']}\r\n"
+    png = encode_picture(Picture(noise(8, 8)))
+    heads = {name: {"x-api-key": key, "content-type": "image/png"} for name, key in keys.items()}
+    with serving(tmp_path, max_upload_bytes=2000, api_keys=given) as server:
+        with ExitStack() as stack:
+            for _ in range(UPLOADS_IN_HAND // 2):
+                stack.enter_context(half_sent(server, "/upscale", head, 2000))
+            wait_until(lambda: len(server.app.state.uploads) == UPLOADS_IN_HAND // 2 * 2000)
+            for path in ("/upscale", "/inspect"):
+                refused = server.client.post(path, content=png, headers=heads["me"])
+                assert refused.status_code == 429
+                assert "8000 bytes of uploads are under way already, 8000 of them yours" in problem(refused).detail
+                assert int(refused.headers["retry-after"]) >= 1
+                assert server.client.post(path, content=png, headers=heads["you"]).status_code == 200
+        wait_until(lambda: len(server.app.state.uploads) == 0)
+        assert server.client.post("/upscale", content=png, headers=heads["me"]).status_code == 200
 
 
 def test_openais_own_client_works(server: Running) -> None:

@@ -3,6 +3,8 @@
 import io
 import json
 import os
+import resource
+import struct
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.archive import MAX_FILES, BadArchive, packed, unpack
+from service.archive import MAX_DIRECTORY, MAX_FILES, BadArchive, TooLarge, packed, unpack
 from service.settings import Settings
 from service.storage import Folder
 from tests.jobs_fakes import BROKEN, fill, picture_bytes
@@ -237,6 +239,45 @@ def test_an_archive_whose_job_cannot_be_made_leaves_nothing(tmp_path: Path) -> N
         answer = httpx.post(f"{url}/jobs/zip", content=archive({"a.png": b"x"}), timeout=30)
     assert problem(answer).status == 503
     assert not [path for path in (tmp_path / "uploads").rglob("*") if path.is_file()]
+
+
+def test_a_directory_of_an_archive_that_is_too_large_is_not_read(tmp_path: Path) -> None:
+    with zipfile.ZipFile(one := io.BytesIO(), "w") as made:
+        made.writestr("/", b"")
+    begin = one.getvalue().index(b"PK\1\2")
+    entry, end = one.getvalue()[begin : begin + 47], bytearray(one.getvalue()[begin + 47 :])
+    number = (MAX_DIRECTORY + (1 << 19)) // len(entry)
+    end[12:20] = struct.pack("<LL", number * len(entry), 0)  # its size and where it begins; it says that it has one
+    with pytest.raises(TooLarge, match="directory"):
+        unpack(io.BytesIO(entry * number + end), Folder(tmp_path), 100)
+    end[12:20] = struct.pack("<LL", 1000 * len(entry), 0)
+    assert unpack(io.BytesIO(entry * 1000 + end), Folder(tmp_path), 100) == 0
+
+
+def test_without_a_data_folder_jobs_are_503_and_nothing_else_is(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    body = {"input": str(tmp_path / "in"), "output": str(tmp_path / "out")}
+    settings = Settings(data_dir=tmp_path / "file" / "data", storage_roots=[str(tmp_path)], job_workers=0)
+    with running(jobs_app(settings)) as url, httpx.Client(base_url=url, timeout=30) as client:
+        assert problem(client.post("/jobs", json=body)).status == 503
+        assert problem(client.post("/jobs/zip", content=archive({"a.png": b"x"}))).status == 503
+        assert client.get("/jobs").json() == []
+        assert problem(client.get("/jobs/x")).status == 404
+
+
+def test_an_archive_for_which_the_disk_has_no_room_is_503(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path, job_workers=0)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with running(jobs_app(settings)) as url, httpx.Client(base_url=url, timeout=30) as client:
+        for size in (101_000, 1_000_000):  # at the last flush, and before
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+            try:
+                answer = client.post("/jobs/zip", content=archive({"a.png": os.urandom(size)}))
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+            assert problem(answer).status == 503
+            assert "cannot be stored: File too large" in problem(answer).detail
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 KEYS = {name: {"x-api-key": f"the-key-of-{name}-here"} for name in ("me", "guest")}

@@ -54,6 +54,8 @@ def test_settings_do_not_change() -> None:
         ("SERVICE_BASE_MODEL", "/no/such/place", "SERVICE_BASE_MODEL or --base-model: there is no such dir"),
         ("SERVICE_SR_MODEL", __file__, "SERVICE_SR_MODEL or --sr-model: this is a file"),
         ("SERVICE_SR_MODEL", str(Path(__file__).parent), "--sr-model: the directory has no model_index.json"),
+        ("SERVICE_STORAGE_ROOTS", '["/pictures"', "SERVICE_STORAGE_ROOTS or --storage-roots: this is no JSON: .*"),
+        ("SERVICE_STORAGE_ROOTS", "[1]", "SERVICE_STORAGE_ROOTS or --storage-roots: .*string"),
         ("SERVICE_DATA_DIR", "~nosuch/data", "SERVICE_DATA_DIR or --data-dir: .*~nosuch/data"),
     ],
 )
@@ -87,6 +89,23 @@ def test_directory_of_a_pipeline_and_a_hub_id_are_models(tmp_path: Path) -> None
     assert load_settings(["--base-model", str(tmp_path)]).base_model == str(tmp_path)
     with pytest.raises(BadSettings, match="--sr-model: there is no such directory"):
         load_settings(["--sr-model", "someone/some-model.v1"])
+
+
+@pytest.mark.parametrize(
+    ("given", "roots"),
+    [
+        ("/pictures", ["/pictures"]),
+        ("/pictures, s3://bucket/in,", ["/pictures", "s3://bucket/in"]),
+        ('["/pictures", "/one, two"]', ["/pictures", "/one, two"]),
+        ("[]", []),
+    ],
+)
+def test_storage_roots_are_named_with_commas_or_as_json(
+    monkeypatch: pytest.MonkeyPatch, given: str, roots: list[str]
+) -> None:
+    assert load_settings(["--storage-roots", given]).storage_roots == roots
+    monkeypatch.setenv("SERVICE_STORAGE_ROOTS", given)
+    assert load_settings([]).storage_roots == roots
 
 
 def test_keys_have_names_and_perhaps_limits(monkeypatch: pytest.MonkeyPatch) -> None:
