@@ -30,7 +30,8 @@ FLOW: dict[str, Any] = {
 # These step in sigma = sqrt((1 - gamma) / gamma). A schedule that ends in pure noise starts at sigma = 20,000, where
 # Heun's second evaluation, which weighs the whole first step equally, is off by hundreds of standard deviations, and
 # where float16 overflows. At sigma = 40 the picture's share of the variance is 1/1600: still pure noise to the eye.
-IN_SIGMA = ("LMS", "Euler", "EulerAncestral", "Heun")
+# Heun begins nearer, since of few steps the second is far below the first.
+IN_SIGMA = {"LMS": 40.0, "Euler": 40.0, "EulerAncestral": 40.0, "Heun": 10.0}
 LARGEST_SIGMA = 40.0
 
 
@@ -141,15 +142,15 @@ def _noise_options(name: str, own: SchedulerMixin) -> dict[str, Any]:
     if name in ("DPMSolver++", "UniPC"):
         options["thresholding"] = config.get("thresholding", False)
     if name in IN_SIGMA:
-        options |= _finite_noise(own)
+        options |= _finite_noise(own, IN_SIGMA[name])
     return options
 
 
-def _finite_noise(own: SchedulerMixin) -> dict[str, Any]:
-    """The noise schedule with sigma at most LARGEST_SIGMA, where it goes further: a little signal in every step."""
+def _finite_noise(own: SchedulerMixin, sigma: float) -> dict[str, Any]:
+    """The noise schedule with at most `sigma`, where it goes past LARGEST_SIGMA: a little signal in every step."""
     gamma = own.alphas_cumprod.double().cpu()
-    floor = 1 / (1 + LARGEST_SIGMA**2)
-    if gamma[-1] >= 0.99 * floor:
+    floor = 1 / (1 + sigma**2)
+    if gamma[-1] >= 0.99 / (1 + LARGEST_SIGMA**2):
         return {"rescale_betas_zero_snr": False}
     gamma = gamma + floor * (1 - gamma)  # monotonous still, so no two steps meet
     before = torch.cat([gamma.new_ones(1), gamma[:-1]])
