@@ -43,18 +43,29 @@ class SR3Pipeline(DiffusionPipeline):
     """Encoder once, then `num_inference_steps` of denoising what the encoder's estimate μ misses.
 
     `temperature` scales the residual that the steps draw: the line from μ (0) to the sample (1) is the best trade of
-    fidelity for likeness where μ is the conditional mean (Freirich, Michaeli and Meir, arXiv 2107.02555). It
-    is part of a model, chosen by evaluation.
+    fidelity for likeness where μ is the conditional mean (Freirich, Michaeli and Meir, arXiv 2107.02555).
+    `overestimate`: how many times the variance of the schedule's noise the denoiser is told, 1 or more. What it is given
+    is off by its own errors of the steps before, which in training it never saw (exposure bias, arXiv 2308.15321) and
+    would keep as grain. Both are part of a model, chosen by evaluation.
     """
 
     model_cpu_offload_seq = "encoder->unet"
 
     def __init__(
-        self, encoder: LowResEncoder, unet: SR3UNet, scheduler: SchedulerMixin, temperature: float = 1.0
+        self,
+        encoder: LowResEncoder,
+        unet: SR3UNet,
+        scheduler: SchedulerMixin,
+        temperature: float = 1.0,
+        overestimate: float = 1.0,
     ) -> None:
         super().__init__()
         self.register_modules(encoder=encoder, unet=unet, scheduler=scheduler)
-        self.register_to_config(temperature=temperature)
+        self.register_to_config(temperature=temperature, overestimate=overestimate)
+
+    def sampling(self) -> dict[str, float]:
+        """What a pipeline of the same networks must be given too."""
+        return {"temperature": self.config.temperature, "overestimate": self.config.overestimate}
 
     @torch.no_grad()
     def __call__(
@@ -195,7 +206,8 @@ class SR3Pipeline(DiffusionPipeline):
         sample = noise.mul_(float(scheduler.init_noise_sigma))
         takes_generator = "generator" in scheduler.step.__code__.co_varnames
         for index, timestep in enumerate(scheduler.timesteps):
-            gamma = scheduler_gamma(scheduler, timestep).to(features.device).expand(len(features))
+            noise_told = self.config.overestimate * (1 - scheduler_gamma(scheduler, timestep))
+            gamma = (1 - noise_told).clamp(min=0).to(features.device).expand(len(features))
             scaled = scheduler.scale_model_input(sample, timestep).to(features.dtype)
 
             def predict(noisy: Tensor, condition: Tensor, gamma: Tensor = gamma) -> tuple[Tensor]:

@@ -68,5 +68,5 @@ def build(preset: Preset) -> SR3Pipeline:
 def save(pipeline: SR3Pipeline, folder: Path) -> None:
     """Write the pipeline's directory: float16, in shards of at most 15 MB. The pipeline itself stays as it is."""
     encoder, unet = (copy.deepcopy(m).to(torch.float16) for m in (pipeline.encoder, pipeline.unet))
-    copied = SR3Pipeline(encoder, unet, pipeline.scheduler, pipeline.config.temperature)
+    copied = SR3Pipeline(encoder, unet, pipeline.scheduler, **pipeline.sampling())
     copied.save_pretrained(folder, max_shard_size="15MB")

@@ -28,4 +28,4 @@ def with_scheduler(pipeline: SR3Pipeline, name: str) -> SR3Pipeline:
     if found == "DPMSolver++":
         options["thresholding"] = False
     scheduler = SCHEDULERS[found].from_config(config, **options)
-    return SR3Pipeline(pipeline.encoder, pipeline.unet, scheduler, pipeline.config.temperature)
+    return SR3Pipeline(pipeline.encoder, pipeline.unet, scheduler, **pipeline.sampling())

@@ -86,6 +86,20 @@ def test_temperature_is_how_far_from_the_estimate_to_the_sample_and_stays_with_t
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
+def test_the_denoiser_is_told_more_noise_where_the_model_says_so(small_pipeline, tmp_path, name):
+    networks = small_pipeline.encoder, small_pipeline.unet, small_pipeline.scheduler
+    save(SR3Pipeline(*networks, overestimate=1.5), tmp_path)
+    told = []
+    for each in (small_pipeline, load(tmp_path, "cpu", "float32")):
+        pipeline, seen = with_scheduler(each, name), []
+        pipeline.unet.register_forward_pre_hook(lambda module, args, seen=seen: seen.append(float(args[2][0])))
+        pipeline(picture(), 4, draw(0))
+        told.append(np.array(seen))
+    assert told[0].min() < 0.1 and told[0].max() > 0.8
+    assert np.allclose(told[1], np.maximum(1 - 1.5 * (1 - told[0]), 0), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
 def test_a_seed_gives_the_same_picture_with_every_scheduler(small_pipeline, name):
     pipeline = with_scheduler(small_pipeline, name)
     first, again, other = (pipeline(picture(), 3, draw(s)).images[0] for s in (5, 5, 6))
