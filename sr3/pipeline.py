@@ -44,9 +44,9 @@ class SR3Pipeline(DiffusionPipeline):
 
     `temperature` scales the residual that the steps draw: the line from μ (0) to the sample (1) is the best trade of
     fidelity for likeness where μ is the conditional mean (Freirich, Michaeli and Meir, arXiv 2107.02555).
-    `overestimate`: how many times the variance of the schedule's noise the denoiser is told, 1 or more. What it is given
-    is off by its own errors of the steps before, which in training it never saw (exposure bias, arXiv 2308.15321) and
-    would keep as grain. Both are part of a model, chosen by evaluation.
+    `overestimate`: how many times the variance of the schedule's noise the denoiser is told, 1 or more. What it is
+    given is off by its own errors of the steps before, which it never saw in training (exposure bias, arXiv 2308.15321)
+    and would keep as grain. Both are part of a model, chosen by evaluation.
     """
 
     model_cpu_offload_seq = "encoder->unet"
