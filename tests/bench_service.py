@@ -2,7 +2,8 @@
 
 throughput    serving against calling the cascade directly: pictures a second, and whether they are the same; --row
               UPSCALE CLIENTS measures one case alone
-added         where the time of one client's ×1 requests goes, by Server-Timing, in SIZE turns with direct calls
+added         where the time of one client's requests goes, by Server-Timing, in SIZE turns of one with a direct call;
+              --upscale N
 health        /healthz under a full queue: median, P99
 clients       32 clients with keys: none lost, none twice, how equal their shares are
 memory        SIZE mixed requests: the server's and the worker's memory before and after, restarts
@@ -160,8 +161,9 @@ def draw(cascade: Cascade, size: int, upscale: int, batch: int) -> list[bytes]:
     return files
 
 
-def added(size: int, fake: bool) -> None:
-    """One request and one direct call in turn. What is neither queue, network nor encoder is HTTP and handing over."""
+def added(size: int, fake: bool, upscale: int = 1) -> None:
+    """One request and one direct call in turn. What is neither queue, network nor encoder is HTTP and handing over. Such
+    short turns compare the two best where the machine's speed changes."""
     from service.cascade import load_cascade
     from service.settings import load_settings
 
@@ -172,18 +174,21 @@ def added(size: int, fake: bool) -> None:
         for seed in range(size + 1):  # the first warms up
             begun = time.perf_counter()
             body = json.dumps({"prompt": "a red apple", "seed": seed})
-            client.request("POST", "/generate?upscale=1", body, {"content-type": "application/json"})
+            client.request("POST", f"/generate?upscale={upscale}", body, {"content-type": "application/json"})
             answer = client.getresponse()
             answer.read()
             answered = time.perf_counter()
-            draw(cascade, 1, 1, 1)
+            draw(cascade, 1, upscale, 1)
             whole, direct = 1000 * (answered - begun), 1000 * (time.perf_counter() - answered)
             parts = re.findall(r"(\w+);dur=([\d.]+)", answer.getheader("server-timing", ""))
             spent = {"HTTP": whole, "direct": direct, **{stage: float(each) for stage, each in parts}}
             turns.append(spent | {"rest": whole - sum(float(each) for _, each in parts)})
     medians = {name: statistics.median(turn[name] for turn in turns[1:]) for name in turns[0]}
-    print("| " + " | ".join(f"{name}, ms" for name in medians) + " |\n" + "|---" * len(medians) + "|")
-    print("| " + " | ".join(f"{each:.1f}" for each in medians.values()) + " |")
+    first, ratio, third = statistics.quantiles([turn["direct"] / turn["HTTP"] for turn in turns[1:]], n=4)
+    print("| " + " | ".join(f"{name}, ms" for name in medians) + " | direct/HTTP (quartiles) |")
+    print("|---" * (len(medians) + 1) + "|")
+    print("| " + " | ".join(f"{each:.1f}" for each in medians.values()), end=" | ")
+    print(f"{ratio:.3f} ({first:.3f} to {third:.3f}) |")
 
 
 def flood() -> None:
@@ -443,10 +448,13 @@ def main() -> None:
     parser.add_argument(
         "--row", type=int, nargs=2, metavar=("UPSCALE", "CLIENTS"), help="of throughput: this one alone"
     )
+    parser.add_argument("--upscale", type=int, choices=(1, 4, 16), help="of added: 1 if not given")
     options = parser.parse_args()
     call, size = COMMANDS[options.command]
     if options.row:
         throughput(options.size or size, options.fake, tuple(options.row))
+    elif options.upscale:
+        added(options.size or size, options.fake, options.upscale)
     else:
         call(options.size or size, options.fake)
 
