@@ -162,8 +162,8 @@ def draw(cascade: Cascade, size: int, upscale: int, batch: int) -> list[bytes]:
 
 
 def added(size: int, fake: bool, upscale: int = 1) -> None:
-    """One request and one direct call in turn. What is neither queue, network nor encoder is HTTP and handing over. Such
-    short turns compare the two best where the machine's speed changes."""
+    """One request and one direct call in turn. What is neither queue, network nor encoder is HTTP and handing over.
+    Such short turns compare the two best where the machine's speed changes."""
     from service.cascade import load_cascade
     from service.settings import load_settings
 
