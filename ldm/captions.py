@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Icon set -> the words by which a prompt asks for its style.
+# Set of drawings -> the words by which a prompt asks for its style.
 STYLES: dict[str, tuple[str, str]] = {
     "noto": ("noto", "谷歌"),
     "noto-v1": ("classic noto", "经典"),
@@ -14,6 +14,7 @@ STYLES: dict[str, tuple[str, str]] = {
     "fluent-emoji-flat": ("flat", "扁平"),
     "emojione": ("emojione", "圆润"),
     "fxemoji": ("firefox", "火狐"),
+    "tuxpaint-stamps-default": ("stamp", "图章"),
 }
 
 # Hues in OpenCV's degrees / 2, that is 0 to 179.

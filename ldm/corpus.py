@@ -1,7 +1,7 @@
 """Build the corpus of named drawings: `python -m ldm.corpus --pack drawings.safetensors`.
 
-Fetches eight sets of emoji drawings and their names as npm packages, renders them, and packs them as one
-safetensors file that `ldm.train` reads on any machine.
+Fetches eight sets of emoji drawings and their names as npm packages, and Tux Paint's stamps as Debian's, renders them,
+and packs them as one safetensors file that `ldm.train` reads on any machine.
 """
 
 import hashlib
@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,8 +22,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from ldm import stamps
 from ldm.captions import HUES, STYLES, Drawing
-from ldm.data import save_pack
+from ldm.data import reduced, save_pack
 
 NAMES_PACKAGE = "emojibase-data"
 VERSIONS = {
@@ -46,7 +48,9 @@ class CorpusConfig:
     render: Path | None = None
     """A folder to write the drawings to as PNG files with a manifest, for sr3.corpus."""
     cache: Path = Path("~/.cache/sr3-cascade/npm")
-    """Where the packages are kept."""
+    """Where the packages of npm are kept."""
+    stamps: Path | None = Path("~/.cache/sr3-cascade/debian")
+    """Where Debian's package of stamps is kept, which takes apt-get to fetch; None for no stamps."""
     size: int = 64
     """Pixels on a side of each packed drawing."""
     everyday_only: bool = False
@@ -148,11 +152,7 @@ def render(svg: str, size: int) -> np.ndarray:
 
     side = size * (4 if size <= 128 else 2)  # then reduced by area
     png = resvg_py.svg_to_bytes(svg_string=svg, width=side, height=side)
-    large = np.asarray(Image.open(io.BytesIO(bytes(png))).convert("RGBA"))
-    alpha = large[..., 3:].astype(np.float32) / 255
-    small = cv2.resize(np.dstack([large[..., :3] * alpha, alpha]), (size, size), interpolation=cv2.INTER_AREA)
-    colour = small[..., :3] / np.maximum(small[..., 3:], 1e-6)
-    return np.round(np.dstack([colour, 255 * small[..., 3:]])).clip(0, 255).astype(np.uint8)
+    return reduced(np.asarray(Image.open(io.BytesIO(bytes(png))).convert("RGBA")), size)
 
 
 def single_hue(drawing: np.ndarray) -> str | None:
@@ -171,23 +171,37 @@ def single_hue(drawing: np.ndarray) -> str | None:
     return min(distance, key=distance.__getitem__)
 
 
-def drawings(cache: Path, size: int, everyday_only: bool) -> Iterator[tuple[Drawing, np.ndarray]]:
-    """Every named drawing of every style: its record and its picture, uint8 RGBA (size, size, 4)."""
-    names = _names(fetch(NAMES_PACKAGE, VERSIONS[NAMES_PACKAGE], cache)[0])
+def _emoji(names: list[Drawing], cache: Path) -> Iterator[tuple[Drawing, str]]:
+    """The record and the SVG document of each name in each set that draws it."""
     for style in STYLES:
+        if style == stamps.PACKAGE:
+            continue
         folder, _ = fetch(f"@iconify-json/{style}", VERSIONS[f"@iconify-json/{style}"], cache)
         icons = json.loads((folder / "icons.json").read_text())
         found = {_slug(name): name for name in icons["icons"]}
         found |= {_slug(name): alias["parent"] for name, alias in icons.get("aliases", {}).items() if len(alias) == 1}
         for name in names:
-            icon = found.get(_slug(name.label))
-            if icon is None or icon not in icons["icons"] or (everyday_only and not name.everyday):
+            icon = found.get(_slug(name.label), "")
+            if icon in icons["icons"]:
+                yield replace(name, style=style), svg_of(icons, icon)
+
+
+def drawings(config: CorpusConfig) -> Iterator[tuple[Drawing, np.ndarray]]:
+    """Every named drawing of every style: its record and its picture, uint8 RGBA (size, size, 4)."""
+    cache = config.cache.expanduser()
+    names = _names(fetch(NAMES_PACKAGE, VERSIONS[NAMES_PACKAGE], cache)[0])
+    sources = [(_emoji(names, cache), render)]
+    if config.stamps:
+        sources.append((stamps.read_stamps(stamps.fetch(config.stamps.expanduser())[0], names), stamps.render))
+    labels = {name.label for name in names}  # only of these are other styles seen
+    for documents, draw in sources:
+        for record, svg in documents:
+            if config.everyday_only and not record.everyday:
                 continue
-            picture = render(svg_of(icons, icon), size)
-            if picture[..., 3].mean() < 8:
-                continue
-            held_out = is_held_out(name.label, style)
-            yield replace(name, style=style, held_out=held_out, hue=single_hue(picture)), picture
+            picture = draw(svg, config.size)
+            if picture[..., 3].mean() >= 8:
+                held_out = record.label in labels and is_held_out(record.label, record.style)
+                yield replace(record, held_out=held_out, hue=single_hue(picture)), picture
 
 
 def write_folder(folder: Path, config: CorpusConfig, manifest: list[dict[str, str]]) -> int:
@@ -195,12 +209,13 @@ def write_folder(folder: Path, config: CorpusConfig, manifest: list[dict[str, st
     folder.mkdir(parents=True, exist_ok=True)
     lines = {m["package"].split("/")[-1]: (m["package"], m["version"], m["licence"]) for m in manifest}
     (folder / "manifest.json").write_text(json.dumps(lines, indent=1))
-    number = 0
-    for record, picture in drawings(config.cache.expanduser(), config.size, config.everyday_only):
-        number += 1
-        name = f"{record.style}__{_slug(record.label)}.png"
-        cv2.imwrite(str(folder / name), cv2.cvtColor(picture, cv2.COLOR_RGBA2BGRA))
-    return number
+    written: Counter[str] = Counter()
+    for record, picture in drawings(config):
+        name = f"{record.style}__{_slug(record.label)}"
+        written[name] += 1
+        again = f"-{written[name]}" if written[name] > 1 else ""  # some things have several stamps
+        cv2.imwrite(str(folder / f"{name}{again}.png"), cv2.cvtColor(picture, cv2.COLOR_RGBA2BGRA))
+    return written.total()
 
 
 def build(config: CorpusConfig) -> None:
@@ -211,14 +226,16 @@ def build(config: CorpusConfig) -> None:
     if config.size < 1:
         raise ValueError(f"size is {config.size}; it must be 1 or more")
     manifest = [fetch(package, version, cache)[1] for package, version in VERSIONS.items()]
+    if config.stamps:
+        manifest.append(stamps.fetch(config.stamps.expanduser())[1])
     if config.render:
         print(f"{config.render}: {write_folder(config.render, config, manifest)} drawings")
     if config.pack is None:
         return
-    records, pictures = zip(*drawings(cache, config.size, config.everyday_only), strict=True)
+    records, pictures = zip(*drawings(config), strict=True)
     save_pack(config.pack, np.stack(pictures), list(records), manifest)
-    everyday = sum(r.everyday for r in records)
-    print(f"{config.pack}: {len(records)} drawings, {everyday} of everyday names, {len(STYLES)} styles")
+    everyday, styles = sum(r.everyday for r in records), len({r.style for r in records})
+    print(f"{config.pack}: {len(records)} drawings, {everyday} of everyday names, {styles} styles")
 
 
 def main(config: CorpusConfig) -> int:

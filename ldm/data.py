@@ -78,6 +78,14 @@ def turn_hue(picture: np.ndarray, source: str, target: str) -> np.ndarray:
     return np.dstack([cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB), picture[..., 3]])
 
 
+def reduced(picture: np.ndarray, size: int) -> np.ndarray:
+    """RGBA uint8 (H, W, 4), not premultiplied, as (size, size, 4), by area."""
+    alpha = picture[..., 3:].astype(np.float32) / 255
+    small = cv2.resize(np.dstack([picture[..., :3] * alpha, alpha]), (size, size), interpolation=cv2.INTER_AREA)
+    colour = small[..., :3] / np.maximum(small[..., 3:], 1e-6)
+    return np.round(np.dstack([colour, 255 * small[..., 3:]])).clip(0, 255).astype(np.uint8)
+
+
 def place(picture: np.ndarray, drawing: Drawing, placement: Placement) -> np.ndarray:
     """Put an RGBA drawing (S, S, 4) on its ground: uint8 RGB (S, S, 3)."""
     size = picture.shape[0]

@@ -35,6 +35,8 @@ def allowed(room: str, name: str, module: str) -> bool:
             return module == "sr3.loop"  # one training loop for all networks
         case "ldm", "memory.py":
             return module == "sr3.memory"  # how much is free
+        case "ldm", "stamps.py":
+            return module == "sr3.corpus"  # Debian's packages
         case "ldm", "evaluate.py":
             return module == "sr3.sets"  # FID and its kin, for both
         case "service", ("cascade.py" | "describe.py" | "draw.py" | "preload.py" | "steps.py"):

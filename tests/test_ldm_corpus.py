@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import ldm.corpus
-from ldm.captions import CHINESE_COLOURS, GROUNDS, HUES, STYLES, Drawing, article, caption, chinese
+from ldm import stamps
+from ldm.captions import CHINESE_COLOURS, GROUNDS, HUES, STYLES, Drawing, article, caption, chinese, english
 from ldm.corpus import CorpusConfig, fetch, is_held_out, main, read_everyday, render, single_hue, svg_of
 from ldm.data import Placement, load_pack, place, sample_placement, save_pack, turn_hue
 
@@ -144,13 +145,14 @@ def packages(tmp_path, monkeypatch) -> Path:
         archive(f"@iconify-json/{style}", {"package.json": {"license": "x"}, "info.json": info, "icons.json": icons})
     keep = {p: v for p, v in ldm.corpus.VERSIONS.items() if p.split("/")[-1] in ("noto", "openmoji", "emojibase-data")}
     monkeypatch.setattr(ldm.corpus, "VERSIONS", keep)
-    monkeypatch.setattr(ldm.corpus, "STYLES", {k: STYLES[k] for k in ("noto", "openmoji")})
+    monkeypatch.setattr(ldm.corpus, "STYLES", {k: STYLES[k] for k in ("noto", "openmoji", stamps.PACKAGE)})
     monkeypatch.setattr(ldm.corpus, "read_everyday", lambda: {"red apple": (("apple",), ("苹果",))})
     return cache
 
 
 def test_the_corpus_is_packed_with_names_licences_and_hashes(packages, tmp_path, capsys):
-    assert main(CorpusConfig(tmp_path / "p.safetensors", tmp_path / "drawings", packages, size=32)) == 0
+    config = CorpusConfig(tmp_path / "p.safetensors", tmp_path / "drawings", packages, stamps=None, size=32)
+    assert main(config) == 0
     pictures, records, manifest = load_pack(tmp_path / "p.safetensors")
     assert [(r.label, r.style) for r in records] == [
         ("red apple", "noto"), ("red apple", "openmoji"), ("green thing", "openmoji"),
@@ -161,6 +163,43 @@ def test_the_corpus_is_packed_with_names_licences_and_hashes(packages, tmp_path,
     assert {m["licence"] for m in manifest} == {"MIT", "Apache-2.0"} and all(len(m["sha256"]) == 64 for m in manifest)
     assert len(list((tmp_path / "drawings").glob("*__*.png"))) == 3
     assert main(CorpusConfig(cache=packages)) == 2
+
+
+def test_stamps_are_drawings_with_the_names_that_their_sentences_say(packages, tmp_path):
+    folder = tmp_path / "debian" / stamps.PACKAGE
+    sentences = {
+        "food/apple.svg": "A red apple.\nzh_CN.utf8=一只红苹果。\nzh_TW.utf8=一顆蘋果",
+        "food/second.svg": "A red apple.",
+        "food/bread.svg": "Eat your bread!",
+        "people/nurse.svg": "A nurse.",
+        "town/inn.svg": "An inn. Come in!\nzh_CN.utf8=旅馆\n",
+    }
+    for name, sentence in sentences.items():
+        path = folder / "usr/share/tuxpaint/stamps" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        page = '<svg xmlns="http://www.w3.org/2000/svg" width="210mm" height="297mm">'  # most of it is empty
+        path.write_text(f'{page}<rect x="40" y="500" width="100" height="50" fill="#20c020"/></svg>')
+        path.with_suffix(".txt").write_text(sentence)
+    (folder / "version").write_text("1.0")
+    pack, rendered = tmp_path / "p.safetensors", tmp_path / "drawings"
+    assert main(CorpusConfig(pack, rendered, packages, stamps=tmp_path / "debian", size=32)) == 0
+    pictures, records, manifest = load_pack(pack)
+    made = [(r.label, r.label_zh, r.everyday, r.hue) for r in records if r.style == stamps.PACKAGE]
+    apple = ("red apple", "红苹果", True, "green")
+    assert made == [apple, apple, ("inn", "旅馆", False, "green")] and not records[-1].held_out
+    assert pictures[-1][16, 2].tolist() == [0x20, 0xC0, 0x20, 255] and pictures[-1][2, 16, 3] == 0
+    assert manifest[-1]["package"] == stamps.PACKAGE and manifest[-1]["licence"] == "GPL-2.0-or-later"
+    names = {p.name for p in rendered.glob(f"{stamps.PACKAGE}__*")}
+    assert names == {f"{stamps.PACKAGE}__{end}.png" for end in ("redapple", "redapple-2", "inn")}
+    assert "stamp style" in {
+        english(np.random.default_rng(i), records[-1], None, "white").split(", ")[-1] for i in range(40)
+    }
+
+
+def test_where_stamps_cannot_be_had_they_can_be_left_out(packages, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", "")
+    assert main(CorpusConfig(tmp_path / "p", cache=packages, stamps=tmp_path / "none")) == 2
+    assert "apt-get is needed to fetch the stamps; --stamps None" in capsys.readouterr().err
 
 
 def test_a_package_that_cannot_be_had_is_named(tmp_path, monkeypatch, capsys):
