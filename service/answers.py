@@ -7,7 +7,7 @@ import base64
 import hashlib
 import json
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from fastapi import Request as HttpRequest
@@ -54,26 +54,42 @@ def _weight(parameters: Sequence[str]) -> float:
     return 1.0
 
 
-def chosen_answer(request: HttpRequest, wanted: str | None, number: int, own: str = "PNG") -> tuple[str, str | None]:
+def listed(request: HttpRequest, name: str) -> str:
+    """A header that is a list, of which each line is a part (RFC 9110, section 5.3)."""
+    return ", ".join(request.headers.getlist(name))
+
+
+def chosen_answer(
+    request: HttpRequest,
+    wanted: str | None,
+    number: int,
+    own: str = "PNG",
+    holds: Callable[[str], bool] = lambda format: True,
+) -> tuple[str, str | None]:
     """How to answer, `image`, `json` or `events`, and the picture's format. Problem 406 where nothing is accepted.
 
-    `wanted` is the format that the request names, `own` what a picture is written in otherwise.
+    `wanted` is the format that the request names, `own` what a picture is written in otherwise; others are offered
+    where the picture goes into them, which `holds` says.
     """
+    accept = listed(request, "accept")
     formats = [wanted] if wanted else [own, *(each for each in PICTURES.values() if each != own)]
     types = [kind for format in formats for kind, name in PICTURES.items() if name == format]
     offered = [*types, JSON, EVENTS] if number == 1 else [JSON, EVENTS]
-    best = negotiate(request.headers.get("accept", ""), offered)
+    best = negotiate(accept, offered)
+    while best in PICTURES and not wanted and not holds(PICTURES[best]):
+        offered.remove(best)
+        best = negotiate(accept, offered)
     if best is None:
-        raise Problem(406, f"this can be answered as {', '.join(offered)}; Accept names none of them")
+        raise Problem(406, f"this picture can be answered as {', '.join(offered)}; Accept names none of them")
     if best in PICTURES:
-        named = best in request.headers.get("accept", "").lower()
+        named = best in accept.lower()
         return "image", wanted or (PICTURES[best] if named else None)
     return ("json" if best == JSON else "events"), wanted
 
 
 def wants_async(request: HttpRequest) -> bool:
     """Whether Prefer (RFC 7240) has respond-async."""
-    preferences = request.headers.get("prefer", "").lower().split(",")
+    preferences = listed(request, "prefer").lower().split(",")
     return "respond-async" in {each.split(";")[0].strip() for each in preferences}
 
 
@@ -94,7 +110,7 @@ async def answer(
         return JSONResponse(status_of(records, record), 202, headers)
     record.followers += 1
     if kind == "events":
-        return EventSourceResponse(followed(records, record, request.state.request_id))
+        return event_stream(followed(records, record, request.state.request_id))
     try:
         if not await finished_before_client_left(request, record):
             return Response(status_code=499)
@@ -102,7 +118,7 @@ async def answer(
         records.leave(record)
     if record.problem is not None:
         return problem_response(request, record.problem)
-    return image_response(record, 0) if kind == "image" else await json_response(record)
+    return image_response(record, 0) if kind == "image" else await json_response(lambda: result_of(record))
 
 
 def begin(
@@ -160,14 +176,19 @@ def image_response(record: Record, index: int) -> Response:
     return Response(picture.data, media_type=picture.media_type, headers=headers)
 
 
-async def json_response(record: Record) -> Response:
-    """All pictures in base64."""
-    data = await asyncio.to_thread(lambda: json.dumps(result_of(record)).encode())
+async def json_response(content: Callable[[], dict[str, Any]]) -> Response:
+    """What `content` returns, made and written in a thread: pictures in base64 take a while."""
+    data = await asyncio.to_thread(lambda: json.dumps(content()).encode())
     return Response(data, media_type=JSON)
 
 
+def event_stream(stream: AsyncIterator[bytes]) -> EventSourceResponse:
+    """Server-sent events, which no proxy is to keep or to hold back."""
+    return EventSourceResponse(stream, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+
+
 def result_of(record: Record) -> dict[str, Any]:
-    """The pictures with seeds, timings and settings."""
+    """The pictures in base64, with seeds, timings and settings."""
     return {
         "id": record.id,
         "created": int(record.created),
@@ -224,8 +245,7 @@ async def events(records: Records, record: Record, request_id: str) -> AsyncIter
     while True:
         if record.ended is not None:
             name = {"succeeded": "done", "failed": "error"}.get(record.state, "cancelled")
-            ending = result_of(record) if record.problem is None else _problem(record.problem, request_id)
-            yield format_sse_event(event=name, data_str=await asyncio.to_thread(json.dumps, ending))
+            yield await asyncio.to_thread(_ending, record, name, request_id)
             return
         version, status = record.version, json.dumps(status_of(records, record))
         if status != told:
@@ -240,6 +260,11 @@ async def events(records: Records, record: Record, request_id: str) -> AsyncIter
             await asyncio.wait_for(record.change(version), PING_SECONDS)
         except TimeoutError:
             yield KEEPALIVE_COMMENT
+
+
+def _ending(record: Record, name: str, request_id: str) -> bytes:
+    ending = result_of(record) if record.problem is None else _problem(record.problem, request_id)
+    return format_sse_event(event=name, data_str=json.dumps(ending))
 
 
 def _problem(problem: Problem, request_id: str) -> dict[str, Any]:

@@ -21,11 +21,13 @@ def health_router(settings: Settings) -> APIRouter:
     """The routes."""
     router = APIRouter(tags=["health"])
 
+    @router.head("/healthz", include_in_schema=False)
     @router.get("/healthz")
     async def healthz() -> dict[str, str]:
         """The process answers. Says nothing of the models."""
         return {"status": "ok"}
 
+    @router.head("/readyz", include_in_schema=False)
     @router.get("/readyz", responses=problem_responses({503: "No requests are taken yet, or any more."}))
     async def readyz(request: Request) -> dict[str, str]:
         """The models are loaded, requests are taken, and a worker gave a sign of life a moment ago."""

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
-from fastapi.responses import JSONResponse
-from fastapi.sse import EventSourceResponse, format_sse_event
+from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
-from service.answers import begin, finished_before_client_left
+from service.answers import PING_SECONDS, begin, event_stream, finished_before_client_left, json_response
 from service.openapi import problem_responses
 from service.problems import Problem, bad_fields, problem_response, shown
-from service.records import Output, Record, Records, small_picture, with_seeds
+from service.records import Delivered, Output, Record, Records, small_picture, with_seeds
 from service.requests import GenerateRequest, ModelInfo
 from service.routes_generate import ERRORS, check_size
 from service.schemas import FieldError, OpenAIBody
@@ -27,12 +27,20 @@ def openai_router(settings: Settings) -> APIRouter:
     """The routes, under the limits of these settings."""
     router = APIRouter(prefix="/v1", tags=["openai"])
 
-    @router.get("/models", responses=problem_responses({401: ERRORS[401], 503: ERRORS[503]}))
+    known = {401: ERRORS[401], 503: ERRORS[503]}
+
+    @router.get("/models", responses=problem_responses(known))
     async def models(request: Request, client: Annotated[str, Depends(authenticated)]) -> dict[str, Any]:
         """The one model there is."""
-        info: ModelInfo = request.app.state.pool.info
-        entry = {"id": info.base_model, "object": "model", "created": 0, "owned_by": "this server"}
-        return {"object": "list", "data": [entry]}
+        return {"object": "list", "data": [_model(request)]}
+
+    @router.get("/models/{id:path}", responses=problem_responses({**known, 404: "The model has another name."}))
+    async def model(request: Request, id: str, client: Annotated[str, Depends(authenticated)]) -> dict[str, Any]:
+        """The one model there is, by its name."""
+        entry = _model(request)
+        if id != entry["id"]:
+            raise Problem(404, f"there is no model {shown(id)}; the one model here is {entry['id']!r}")
+        return entry
 
     @router.post("/images/generations", response_class=Response, responses=problem_responses(ERRORS))
     async def generations(request: Request, client: Annotated[str, Depends(counted)], body: OpenAIBody) -> Response:
@@ -48,12 +56,13 @@ def openai_router(settings: Settings) -> APIRouter:
         seed = secrets.randbelow(2**32) if body.seed is None else body.seed
         wanted = sized(GenerateRequest(prompt, seed), body.size or "auto", info)
         check_size(request, settings, wanted)
-        output = Output((body.output_format or "png").upper(), body.output_compression or 95)
+        quality = 95 if body.output_compression is None else body.output_compression
+        output = Output((body.output_format or "png").upper(), quality)
         kind = "events" if body.stream else "openai"
         record = begin(request, client, with_seeds(wanted, number), output, kind, body.model_dump_json().encode())
         record.followers += 1
         if body.stream:
-            return EventSourceResponse(_stream(request.app.state.records, record, body.partial_images or 0))
+            return event_stream(streamed(request.app.state.records, record, body.partial_images or 0))
         try:
             if not await finished_before_client_left(request, record):
                 return Response(status_code=499)
@@ -61,9 +70,14 @@ def openai_router(settings: Settings) -> APIRouter:
             request.app.state.records.leave(record)
         if record.problem is not None:
             return problem_response(request, record.problem)
-        return JSONResponse(_images(record))
+        return await json_response(lambda: _images(record))
 
     return router
+
+
+def _model(request: Request) -> dict[str, Any]:
+    info: ModelInfo = request.app.state.pool.info
+    return {"id": info.base_model, "object": "model", "created": 0, "owned_by": "this server"}
 
 
 def sized(wanted: GenerateRequest, size: str, info: ModelInfo) -> GenerateRequest:
@@ -103,12 +117,17 @@ def _images(record: Record) -> dict[str, Any]:
     }
 
 
-async def _stream(records: Records, record: Record, partial: int) -> AsyncIterator[bytes]:
+async def streamed(
+    records: Records, record: Record, partial: int, ping_seconds: float = PING_SECONDS
+) -> AsyncGenerator[bytes]:
     """OpenAI's events: at most `partial` previews, then a completed event for each picture, or an error."""
     version, shown, sent = -1, None, 0
     try:
         while record.ended is None:
-            await record.change(version)
+            try:
+                await asyncio.wait_for(record.change(version), ping_seconds)
+            except TimeoutError:
+                yield KEEPALIVE_COMMENT
             version, preview = record.version, record.jobs[0].preview if record.jobs else shown
             if preview is not None and preview is not shown and sent < partial:
                 shown = preview
@@ -120,12 +139,16 @@ async def _stream(records: Records, record: Record, partial: int) -> AsyncIterat
             yield format_sse_event(event="error", data_str=json.dumps({"type": "error", "error": error}))
             return
         for each in record.pictures:
-            event = {"b64_json": base64.b64encode(each.data).decode(), "seed": each.seed}
-            format = each.media_type.removeprefix("image/")
-            size = {"size": f"{each.width}x{each.height}", "output_format": format}
-            yield _event("image_generation.completed", record, event | size)
+            yield await asyncio.to_thread(_completed, record, each)
     finally:
         records.leave(record)
+
+
+def _completed(record: Record, picture: Delivered) -> bytes:
+    event = {"b64_json": base64.b64encode(picture.data).decode(), "seed": picture.seed}
+    format = picture.media_type.removeprefix("image/")
+    size = {"size": f"{picture.width}x{picture.height}", "output_format": format}
+    return _event("image_generation.completed", record, event | size)
 
 
 def _event(kind: str, record: Record, values: dict[str, Any]) -> bytes:

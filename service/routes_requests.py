@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Path, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.sse import EventSourceResponse
 
-from service.answers import events, image_response, json_response, negotiate, status_of
+from service.answers import event_stream, events, image_response, json_response, listed, negotiate, result_of, status_of
 from service.openapi import problem_responses
 from service.problems import Problem, problem_response
 from service.records import Record, Records
@@ -40,8 +40,9 @@ def requests_router() -> APIRouter:
         if record.problem is not None:
             return problem_response(request, record.problem)
         kinds = ["application/json", *([record.pictures[0].media_type] if len(record.pictures) == 1 else [])]
-        best = negotiate(request.headers.get("accept", ""), kinds)
-        return image_response(record, 0) if best == kinds[-1] != kinds[0] else await json_response(record)
+        best = negotiate(listed(request, "accept"), kinds)
+        as_image = best == kinds[-1] != kinds[0]
+        return image_response(record, 0) if as_image else await json_response(lambda: result_of(record))
 
     @router.get(
         "/{id}/pictures/{index}",
@@ -61,7 +62,7 @@ def requests_router() -> APIRouter:
     async def follow(request: Request, id: Id, client: Client) -> EventSourceResponse:
         """Its life as server-sent events, from where it stands. Going away stops nothing."""
         record = _found(request, id, client)
-        return EventSourceResponse(events(_records(request), record, request.state.request_id))
+        return event_stream(events(_records(request), record, request.state.request_id))
 
     @router.delete("/{id}", responses=problem_responses(NOT_FOUND))
     async def cancel(request: Request, id: Id, client: Client) -> JSONResponse:

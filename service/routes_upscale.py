@@ -69,7 +69,8 @@ def upscale_router(settings: Settings) -> APIRouter:
         fingerprint = hashlib.sha256(data).digest() + options.model_dump_json().encode()
         del data
         factor = int(options.factor)
-        kind, format = chosen_answer(request, options.format and options.format.upper(), 1, picture.format or "PNG")
+        wanted_format, own = options.format and options.format.upper(), picture.format or "PNG"
+        kind, format = chosen_answer(request, wanted_format, 1, own, lambda each: _holds(picture, each, factor))
         check_result(picture, factor, format, settings)
         seed = secrets.randbelow(2**32) if options.seed is None else options.seed
         chosen = UpscaleOptions(factor, options.steps, options.scheduler, options.aug_level, options.consistency)
@@ -166,6 +167,14 @@ def check_result(picture: Picture, factor: int, format: str | None, settings: Se
             check_format(picture, format, factor)
         except InvalidPicture as error:
             raise Problem(413 if error.too_large else 422, str(error)) from error
+
+
+def _holds(picture: Picture, format: str, factor: int) -> bool:
+    try:
+        check_format(picture, format, factor)
+    except InvalidPicture:
+        return False
+    return True
 
 
 def check_scheduler(request: Request, name: str | None) -> None:

@@ -166,7 +166,7 @@ class OpenAIBody(BaseModel):
         examples=["256x256"],
     )
     output_format: Literal["png", "jpeg", "webp"] | None = Field(default="png", description="of the files")
-    output_compression: int | None = Field(default=None, ge=1, le=100, description="the quality of JPEG and WebP")
+    output_compression: int | None = Field(default=None, ge=0, le=100, description="the quality of JPEG and WebP")
     response_format: Literal["b64_json"] | None = Field(default=None, description="b64_json; there are no URLs")
     seed: int | None = Field(default=None, ge=0, le=2**32 - 1, description="an extension of this server")
     stream: bool | None = Field(default=False, description="answer with server-sent events")

@@ -1,17 +1,19 @@
 """Uploads, keys, hosts, OpenAI's client, figures and logs, from a real server."""
 
+import asyncio
 import base64
 import io
 import json
 import logging
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, aclosing, contextmanager
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
+from fastapi.sse import KEEPALIVE_COMMENT
 from openai import APIStatusError, OpenAI
 from PIL import Image
 
@@ -19,8 +21,9 @@ from service.answers import negotiate
 from service.app import UPLOADS_IN_HAND
 from service.logs import JsonLines, request_id
 from service.pictures import encode_picture
+from service.records import Output, Record
 from service.requests import ModelInfo
-from service.routes_openai import sized
+from service.routes_openai import sized, streamed
 from sr3.images import Picture, read
 from tests.service_fakes import Running, problem, serving, wait_until
 
@@ -222,6 +225,76 @@ def test_openais_own_client_works(server: Running) -> None:
             with pytest.raises(APIStatusError, match="accepted") as refused:
                 client.images.generate(**{"prompt": "a", **wrong})  # type: ignore[call-overload]
             assert refused.value.status_code == 422
+
+
+def test_openais_client_finds_the_model_by_name_and_no_other(server: Running) -> None:
+    with OpenAI(base_url=server.url + "/v1", api_key="any", max_retries=0) as client:
+        assert client.models.retrieve("fake").id == "fake"
+        with pytest.raises(APIStatusError, match="the one model here is 'fake'") as refused:
+            client.models.retrieve("dall-e/3")
+        assert refused.value.status_code == 404
+
+
+def test_openais_compression_goes_down_to_0(server: Running) -> None:
+    sizes = []
+    for compression in (0, 1, 100):
+        body = {"prompt": "a", "seed": 7, "output_format": "jpeg", "output_compression": compression}
+        answer = server.client.post("/v1/images/generations", json=body)
+        assert answer.status_code == 200, answer.text
+        sizes.append(len(base64.b64decode(answer.json()["data"][0]["b64_json"])))
+    assert sizes[0] <= sizes[1] < sizes[2]
+
+
+def test_openais_stream_is_kept_alive_while_it_waits(server: Running) -> None:
+    async def first() -> bytes:
+        record = Record("me", Output(), detached=True)  # of which nothing is heard
+        async with aclosing(streamed(server.app.state.records, record, 0, ping_seconds=0.01)) as stream:
+            return await anext(stream)
+
+    assert asyncio.run(first()) == KEEPALIVE_COMMENT
+
+
+def test_no_proxy_is_to_hold_events_back(server: Running) -> None:
+    client, body, events = server.client, {"prompt": "a"}, {"accept": "text/event-stream"}
+    id = client.post("/generate", json=body, headers={"prefer": "respond-async"}).json()["id"]
+    for answer in (
+        client.post("/generate", json=body, headers=events),
+        client.get(f"/requests/{id}/events"),
+        client.post("/v1/images/generations", json=body | {"stream": True}),
+    ):
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        assert answer.headers["cache-control"] == "no-cache"
+        assert answer.headers["x-accel-buffering"] == "no"
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+def test_probes_may_ask_for_the_head_alone(server: Running, path: str) -> None:
+    answer = server.client.head(path)
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert answer.headers["content-length"] == str(len(server.client.get(path).content))
+
+
+def test_a_header_of_several_lines_is_one_list(server: Running) -> None:
+    accept = [("accept", "text/plain"), ("accept", "image/webp")]
+    answer = server.client.post("/generate", json={"prompt": "a"}, headers=accept)
+    assert answer.headers["content-type"] == "image/webp"
+    id = answer.headers["request-location"]
+    answer = server.client.get(f"{id}/result", headers=[("accept", "text/plain"), ("accept", "image/*")])
+    assert answer.headers["content-type"] == "image/webp"
+    prefer = [("prefer", "wait=5"), ("prefer", "respond-async")]
+    assert server.client.post("/generate", json={"prompt": "a"}, headers=prefer).status_code == 202
+
+
+@pytest.mark.parametrize(("channels", "dtype"), [(4, np.uint8), (3, np.uint16)])
+def test_a_format_that_cannot_hold_the_picture_is_left_for_another(server: Running, channels: int, dtype: type) -> None:
+    data = encode_picture(Picture(noise(channels=channels, dtype=dtype)))
+    for accept, best in (("image/jpeg, image/png;q=0.9", "image/png"), ("image/jpeg, */*;q=0.1", "image/png")):
+        answer = server.client.post("/upscale", content=data, headers={"content-type": "image/png", "accept": accept})
+        assert answer.headers["content-type"] == best, answer.text
+        assert read(answer.content).pixels.shape == (36, 48, channels)
+    only = server.client.post("/upscale", content=data, headers={"content-type": "image/png", "accept": "image/jpeg"})
+    assert only.status_code == 406
+    assert problem(only).detail.startswith("this picture can be answered as image/png, ")
 
 
 def test_sizes_are_the_base_models_enlarged() -> None:
