@@ -196,6 +196,77 @@ def test_errors_are_said_in_words(page: Any, prompt: str, words: str) -> None:
     page.wait_for_selector("#go:enabled")
 
 
+def test_a_wrong_field_out_of_sight_is_shown_and_said_in_words(page: Any) -> None:
+    page.fill("#prompt", "a")
+    page.click("summary")
+    page.fill("[name=seed]", "99999999999")
+    page.click("summary")
+    page.click("#go")
+    page.wait_for_selector("#error:not([hidden])")
+    assert re.match(r"Seed: .*4294967295", page.inner_text("#error"))
+    assert page.is_visible("[name=seed]")
+    assert page.evaluate("document.activeElement.name") == "seed"
+    page.fill("[name=seed]", "7")
+    page.focus("#go")
+    page.wait_for_selector("#error", state="hidden")
+    page.click("#go")
+    finished(page)
+
+
+def test_what_only_drawing_takes_does_not_keep_from_enlarging(page: Any) -> None:
+    page.click("summary")
+    page.fill("[name=num_images]", "99")
+    page.check("input[value=enlarge]")
+    page.set_input_files("#file", {"name": "teal.png", "mimeType": "image/png", "buffer": png()})
+    page.wait_for_selector("#dropped img")
+    page.click("#go")
+    finished(page)
+    page.check("input[value=draw]")
+    page.fill("#prompt", "a")
+    page.fill("[name=num_images]", "1")
+    page.fill("[name=guidance_scale]", "7.3")
+    page.click("#go")
+    wait_until(lambda: re.search(r"Guidance\s+7\.3", page.inner_text("#facts")))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
+def test_events_are_read_however_they_are_cut(page: Any, size: int) -> None:
+    events = ': a comment\n\nevent: status\ndata: {\ndata: }\n\n\nevent: done\ndata: "a picture"\n\n'
+    heard = page.evaluate(
+        """async ([text, size]) => {
+            const { follow } = await import("/page/api.js");
+            const parts = text.match(new RegExp(`[^]{1,${size}}`, "g")).map((part) => new TextEncoder().encode(part));
+            const fetch = window.fetch, heard = [];
+            window.fetch = async () => new Response(new ReadableStream({
+                pull: (stream) => parts.length ? stream.enqueue(parts.shift()) : stream.close(),
+            }));
+            const on = (name) => (data) => heard.push([name, data]);
+            await follow("generate", {}, { status: on("status"), done: on("done") });
+            window.fetch = fetch;
+            return heard;
+        }""",
+        [events, size],
+    )
+    assert heard == [["status", {}], ["done", "a picture"]]
+
+
+def test_a_key_that_is_refused_is_tried_again_once_at_a_time(page: Any) -> None:
+    page.clock.install()
+    page.route("**/info", lambda route: route.fulfill(status=401, json={"detail": "not one of this server's"}))
+    page.click("summary")
+    for key in ("a", "b", "c"):
+        with page.expect_request_finished(lambda request: request.url.endswith("/info")):
+            page.fill("[name=key]", key)
+            page.dispatch_event("[name=key]", "change")
+        page.wait_for_selector("#server.bad")
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url.rsplit("/", 1)[1]))
+    page.clock.run_for(2000)
+    page.evaluate("fetch('healthz')")  # after those, if there are any
+    wait_until(lambda: page.evaluate("1") and "healthz" in asked)
+    assert asked[: asked.index("healthz")].count("info") == 1
+
+
 def test_every_control_has_a_name(page: Any) -> None:
     unnamed = page.evaluate(
         """[...document.querySelectorAll("input, select, textarea, button, a")].filter((each) =>

@@ -7,7 +7,7 @@ import { show } from "./viewer.js";
 const find = (id) => document.getElementById(id);
 const form = find("ask");
 const STAGES = { queued: "Waiting", starting: "Starting", base: "Drawing", x4: "Enlarging ×4", x16: "Enlarging ×16" };
-let info = null, picture = null, running = null, current = null;
+let info = null, picture = null, running = null, current = null, retry = 0;
 
 const field = (name) => form.elements[name];
 const mode = () => field("mode").value;
@@ -19,7 +19,10 @@ function fail(text) {
 
 function setMode(wanted) {
   field("mode").value = wanted;
-  for (const part of form.querySelectorAll("[data-mode]")) part.hidden = part.dataset.mode !== wanted;
+  for (const part of form.querySelectorAll("[data-mode]")) {
+    part.hidden = part.dataset.mode !== wanted;
+    for (const control of part.querySelectorAll("input, select, textarea")) control.disabled = part.hidden;
+  }
   find("go").textContent = wanted === "draw" ? "Draw" : "Enlarge";
   if (wanted === "enlarge" && field("upscale").value === "1") field("upscale").value = "4";
   tellSize();
@@ -53,7 +56,8 @@ async function connect() {
     info = null;
     state.className = "bad";
     state.textContent = error instanceof Refused ? error.message : "the server does not answer";
-    setTimeout(connect, 2000);
+    clearTimeout(retry);
+    retry = setTimeout(connect, 2000);
   }
 }
 
@@ -103,6 +107,8 @@ function asked() {
   const type = known ? picture.blob.type : "application/octet-stream";
   return { path: `upscale?${query}`, type, body: picture.blob, key, title: picture.name };
 }
+
+const nameOf = (control) => control.labels[0].textContent.trim();
 
 // The form as it is now, to be filled in again.
 function entered() {
@@ -176,8 +182,9 @@ async function run() {
 }
 
 function bytesOf(image) {
-  const text = atob(image.b64_json);
-  return new Blob([Uint8Array.from(text, (letter) => letter.charCodeAt(0))], { type: image.media_type });
+  const text = atob(image.b64_json), bytes = new Uint8Array(text.length);
+  for (let at = 0; at < bytes.length; at++) bytes[at] = text.charCodeAt(at);
+  return new Blob([bytes], { type: image.media_type });
 }
 
 async function finished(result, wanted, source) {
@@ -291,7 +298,12 @@ form.addEventListener("submit", (event) => {
   event.preventDefault();
   run();
 });
+form.addEventListener("invalid", ({ target }) => {
+  if (find("settings").contains(target)) find("settings").open = true; // else the browser cannot point at it
+  if (target === form.querySelector(":is(input, select, textarea):invalid")) fail(`${nameOf(target)}: ${target.validationMessage}`);
+}, true);
 form.addEventListener("change", (event) => {
+  if (!running) fail(""); // it was about what has been changed
   if (event.target.name === "mode") setMode(mode());
   if (event.target.name === "key") {
     sessionStorage.setItem("key", field("key").value);
