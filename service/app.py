@@ -14,7 +14,7 @@ from service.failures import explain
 from service.fair import Uploads
 from service.metrics import Metrics
 from service.middleware import REQUEST_ID, BodyLimit, Gate
-from service.openapi import add_problem_schema
+from service.openapi import complete_document
 from service.pool import NotReady, Pool, QueueFull, TooMany
 from service.problems import add_problem_handlers, problem_response
 from service.records import Records
@@ -83,7 +83,7 @@ def create_app(
     app.include_router(jobs_router(settings))
     add_page(app)
     add_problem_handlers(app)
-    add_problem_schema(app)
+    complete_document(app, bool(settings.api_keys))
     for refusal in (NotReady, QueueFull, TooMany):
         app.add_exception_handler(refusal, _refused)
     _add_middleware(app, settings, metrics)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fastapi import APIRouter, Body, Depends, Query, Request, Response
 
 from service.answers import answer, chosen_answer
-from service.openapi import PICTURE_ANSWERS, TOO_SLOW, problem_responses
+from service.openapi import IDEMPOTENCY_KEY, PICTURE_ANSWERS, PREFER, TOO_SLOW, problem_responses
 from service.problems import Problem, bad_fields, shown
 from service.records import Output, with_seeds
 from service.requests import GenerateRequest
@@ -17,9 +17,7 @@ from service.security import counted
 from service.settings import Settings
 
 ERRORS = {
-    400: "The body is not JSON.",
-    401: "An API key is needed.",
-    403: "Another site's page asks.",
+    400: "The body is not JSON, or a form that cannot be read.",
     406: "Accept names nothing that this can be answered as.",
     **TOO_SLOW,
     409: "It was cancelled.",
@@ -69,7 +67,8 @@ def generate_router(settings: Settings) -> APIRouter:
         "return": Response,
     }
     responses: dict[int | str, dict[str, Any]] = {**PICTURE_ANSWERS, **problem_responses(ERRORS)}
-    router.post("/generate", response_class=Response, responses=responses)(generate)
+    headers = {"parameters": [IDEMPOTENCY_KEY, PREFER]}
+    router.post("/generate", response_class=Response, responses=responses, openapi_extra=headers)(generate)
     return router
 
 

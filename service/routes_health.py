@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import PlainTextResponse
 
 from service.failures import unavailable
 from service.metrics import CONTENT_TYPE, Metrics
@@ -36,13 +37,13 @@ def health_router(settings: Settings) -> APIRouter:
             raise unavailable(pool.state)
         return {"status": "ready"}
 
-    @router.get("/metrics", response_class=Response, responses=problem_responses({401: "An API key is needed."}))
+    @router.get("/metrics", response_class=PlainTextResponse)
     async def metrics(request: Request, client: Client) -> Response:
         """Figures for Prometheus."""
         known: Metrics = request.app.state.metrics
         return Response(known.text(), headers={"Content-Type": CONTENT_TYPE})
 
-    @router.get("/info", responses=problem_responses({401: "An API key is needed.", 503: "The models are loading."}))
+    @router.get("/info", responses=problem_responses({503: "The models are loading."}))
     async def info(request: Request, client: Client) -> dict[str, Any]:
         """The loaded models, what they take, and this server's limits and defaults."""
         pool: Pool = request.app.state.pool

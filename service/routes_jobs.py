@@ -98,12 +98,12 @@ class JobView(BaseModel):
 
 
 _ERRORS = {
-    401: "An API key is needed.",
     404: "There is no such job, or it is another key's.",
     409: "The job is not in a state for this, or another writes to the same output.",
     422: "A field is unknown, out of its range, or a place that the settings do not allow.",
     503: "The database of jobs cannot be used.",
 }
+_BODY_ERRORS = {400: "The body is not JSON.", 413: "The body is too large.", 415: "The body is not sent as JSON."}
 _ZIP_ERRORS = {
     413: "The archive is too large.",
     415: "The body is not a ZIP archive.",
@@ -138,7 +138,10 @@ def jobs_router(settings: Settings, command: Sequence[str] = COMMAND) -> APIRout
 
 def _add_making(router: APIRouter, desk: Desk) -> None:
     @router.post(
-        "", status_code=201, dependencies=[Depends(counted)], responses=problem_responses(TOO_OFTEN | TOO_SLOW)
+        "",
+        status_code=201,
+        dependencies=[Depends(counted)],
+        responses=problem_responses(TOO_OFTEN | TOO_SLOW | _BODY_ERRORS),
     )
     def make(response: Response, owner: Owner, body: Annotated[JobBody, Body()]) -> JobView:
         """Enlarge every picture of a folder or bucket into another. Workers do it; this answers at once. The job is

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
 from service.answers import PING_SECONDS, begin, event_stream, finished_before_client_left, json_response
-from service.openapi import problem_responses
+from service.openapi import IDEMPOTENCY_KEY, OPENAI_ANSWERS, problem_responses
 from service.problems import Problem, bad_fields, problem_response, shown
 from service.records import Delivered, Output, Record, Records, small_picture, with_seeds
 from service.requests import GenerateRequest, ModelInfo
@@ -27,14 +27,15 @@ def openai_router(settings: Settings) -> APIRouter:
     """The routes, under the limits of these settings."""
     router = APIRouter(prefix="/v1", tags=["openai"])
 
-    known = {401: ERRORS[401], 503: ERRORS[503]}
+    loading = {503: ERRORS[503]}
+    errors = {status: text for status, text in ERRORS.items() if status != 406}
 
-    @router.get("/models", responses=problem_responses(known))
+    @router.get("/models", responses=problem_responses(loading))
     async def models(request: Request, client: Annotated[str, Depends(authenticated)]) -> dict[str, Any]:
         """The one model there is."""
         return {"object": "list", "data": [_model(request)]}
 
-    @router.get("/models/{id:path}", responses=problem_responses({**known, 404: "The model has another name."}))
+    @router.get("/models/{id:path}", responses=problem_responses({**loading, 404: "The model has another name."}))
     async def model(request: Request, id: str, client: Annotated[str, Depends(authenticated)]) -> dict[str, Any]:
         """The one model there is, by its name."""
         entry = _model(request)
@@ -42,7 +43,12 @@ def openai_router(settings: Settings) -> APIRouter:
             raise Problem(404, f"there is no model {shown(id)}; the one model here is {entry['id']!r}")
         return entry
 
-    @router.post("/images/generations", response_class=Response, responses=problem_responses(ERRORS))
+    @router.post(
+        "/images/generations",
+        response_class=Response,
+        responses=OPENAI_ANSWERS | problem_responses(errors),
+        openapi_extra={"parameters": [IDEMPOTENCY_KEY]},
+    )
     async def generations(request: Request, client: Annotated[str, Depends(counted)], body: OpenAIBody) -> Response:
         """Make pictures of a prompt, as OpenAI's images API does. Seeds are in the answer beside the pictures."""
         info: ModelInfo = request.app.state.pool.info

@@ -18,7 +18,7 @@ from service.decoder import Decoders
 from service.failures import limits_of
 from service.fair import Uploads
 from service.metadata import inspected
-from service.openapi import PICTURE_ANSWERS, TOO_MUCH, problem_responses
+from service.openapi import IDEMPOTENCY_KEY, PICTURE_ANSWERS, PREFER, TOO_MUCH, problem_responses
 from service.pictures import InvalidPicture, check_format, decode_picture
 from service.problems import Problem
 from service.records import Output
@@ -50,6 +50,7 @@ def upscale_router(settings: Settings) -> APIRouter:
         {"in": "query", "name": name, "required": False, "schema": schema, "description": schema.get("description", "")}
         for name, schema in UpscaleQuery.model_json_schema()["properties"].items()
     ]
+    parameters += [IDEMPOTENCY_KEY, PREFER]
 
     @router.post(
         "/upscale",
@@ -82,7 +83,7 @@ def upscale_router(settings: Settings) -> APIRouter:
     @router.post(
         "/inspect",
         response_model=dict[str, Any],
-        responses=problem_responses({each: ERRORS[each] for each in (401, 403, 408, 413, 415, 422)} | TOO_MUCH),
+        responses=problem_responses({each: ERRORS[each] for each in (400, 408, 413, 415, 422)} | TOO_MUCH),
         openapi_extra={"requestBody": upload_schema(options=False)},
     )
     async def inspect(request: Request, client: Annotated[str, Depends(counted)]) -> Response:

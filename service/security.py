@@ -11,6 +11,7 @@ from typing import Annotated
 from urllib.parse import SplitResult, urlsplit
 
 from fastapi import Depends, Request
+from fastapi.security import APIKeyHeader, HTTPBearer
 
 from service.problems import Problem
 from service.settings import Settings
@@ -28,6 +29,10 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
+
+
+_BEARER = HTTPBearer(scheme_name="bearer", auto_error=False, description="a key of SERVICE_API_KEYS")
+_HEADER = APIKeyHeader(name="X-API-Key", scheme_name="header", auto_error=False, description="the same key")
 
 
 class Gatekeeper:
@@ -108,15 +113,17 @@ def _is_address(host: str) -> bool:
     return True
 
 
-async def authenticated(request: Request) -> str:  # async, though it waits for nothing: others get a thread
-    """FastAPI's dependency for every route that costs something or tells something: the client's name."""
+async def authenticated(  # async, though it waits for nothing: others get a thread
+    request: Request, bearer: Annotated[object, Depends(_BEARER)], header: Annotated[object, Depends(_HEADER)]
+) -> str:
+    """FastAPI's dependency for every route that costs something or tells something: the client's name. The schemes are
+    there for the OpenAPI document."""
     keeper: Gatekeeper = request.app.state.gatekeeper
     return keeper.client(request)
 
 
-async def counted(request: Request) -> str:
+async def counted(request: Request, client: Annotated[str, Depends(authenticated)]) -> str:
     """The same, counted against the client's limit of requests a minute."""
-    client = await authenticated(request)
     keeper: Gatekeeper = request.app.state.gatekeeper
     keeper.count(client)
     return client

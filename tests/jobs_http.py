@@ -12,7 +12,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.__main__ import listen
-from service.openapi import add_problem_schema
+from service.openapi import complete_document
 from service.problems import add_problem_handlers
 from service.routes_jobs import jobs_router
 from service.security import Gatekeeper
@@ -28,7 +28,7 @@ def jobs_app(settings: Settings) -> FastAPI:
     app.state.gatekeeper = Gatekeeper(settings)
     app.add_middleware(RequestIds)
     add_problem_handlers(app)
-    add_problem_schema(app)
+    complete_document(app, keys=False)
     app.include_router(jobs_router(settings, FAKE))
     return app
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,6 +36,14 @@ def references(node: object) -> Iterator[str]:
 
 
 PICTURES = ("/generate", "/upscale")
+PROBLEM = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemBody"}}}
+
+
+def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Each method, path and operation."""
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            yield method, path, operation
 
 
 def test_paths_and_references_are_whole(document: dict[str, Any]) -> None:
@@ -43,6 +52,7 @@ def test_paths_and_references_are_whole(document: dict[str, Any]) -> None:
         "/inspect",
         "/v1/images/generations",
         "/v1/models",
+        "/v1/models/{id}",
         "/healthz",
         "/readyz",
         "/metrics",
@@ -62,13 +72,61 @@ def test_paths_and_references_are_whole(document: dict[str, Any]) -> None:
 @pytest.mark.parametrize("path", PICTURES)
 def test_every_error_is_documented_as_a_problem(document: dict[str, Any], path: str) -> None:
     answers = document["paths"][path]["post"]["responses"]
-    errors = {"400", "401", "403", "406", "408", "409", "413", "415", "422", "429", "500", "503", "504"}
+    errors = {"400", "401", "403", "406", "408", "409", "413", "415", "421", "422", "429", "500", "503", "504"}
     assert set(answers) == {"200", "202"} | errors
     assert {"image/png", "application/json", "text/event-stream"} < set(answers["200"]["content"])
     assert set(answers["200"]["headers"]) == {"Seed", "Server-Timing", "X-Request-Id"}
     for status in errors:
         assert list(answers[status]["content"]) == ["application/problem+json"]
         assert answers[status]["description"].endswith(".")
+
+
+def test_errors_are_documented_as_they_are_sent(document: dict[str, Any]) -> None:
+    for method, path, operation in operations(document):
+        answers, where = operation["responses"], f"{method} {path}"
+        errors = {status for status in answers if status >= "400"}
+        assert {status: answers[status]["content"] for status in errors} == dict.fromkeys(errors, PROBLEM), where
+        assert "421" in errors, where
+        assert ("401" in errors) == ("security" in operation), where
+        assert ("403" in errors) == (method != "get"), where
+        for status in errors & {"429", "503"}:
+            assert answers[status]["headers"]["Retry-After"]["schema"]["type"] == "integer", where
+    assert {"HTTPValidationError", "ValidationError"}.isdisjoint(document["components"]["schemas"])
+    for path in ("/requests/{id}/result", "/requests/{id}/pictures/{index}"):
+        assert {"409", "413", "422", "500", "503", "504"} < set(document["paths"][path]["get"]["responses"])
+
+
+def test_every_answer_has_a_content(document: dict[str, Any]) -> None:
+    for method, path, operation in operations(document):
+        for status, answer in operation["responses"].items():
+            contents = answer.get("content", {}).values()
+            empty = not contents or not all(each.get("schema") or each.get("itemSchema") for each in contents)
+            assert empty == (status == "204"), f"{method} {path} {status}"
+
+
+def test_headers_that_are_heeded_are_documented(document: dict[str, Any]) -> None:
+    named = {"/generate": {"Idempotency-Key", "Prefer"}, "/upscale": {"Idempotency-Key", "Prefer"}}
+    named["/v1/images/generations"] = {"Idempotency-Key"}
+    for _, path, operation in operations(document):
+        headers = {each["name"] for each in operation.get("parameters", []) if each["in"] == "header"}
+        assert headers == named.get(path, set()), path
+
+
+def test_routes_that_want_a_key_are_those_that_say_so(document: dict[str, Any], tmp_path: Path) -> None:
+    keyless = [operation["security"] for _, _, operation in operations(document) if "security" in operation]
+    assert keyless and all({} in each for each in keyless)
+    key = "a-key-for-the-tests"
+    with serving(tmp_path, api_keys=f"me:{key}") as running:
+        document = running.client.get("/openapi.json").json()
+        schemes = document["components"]["securitySchemes"]
+        given = {"bearer": {"authorization": f"Bearer {key}"}, "header": {schemes["header"]["name"]: key}}
+        assert (schemes["bearer"]["type"], schemes["bearer"]["scheme"]) == ("http", "bearer")
+        for method, path, operation in operations(document):
+            url = re.sub(r"{\w+}", "1", path)
+            assert (running.client.request(method, url).status_code == 401) == ("security" in operation), path
+            for wanted in operation.get("security", []):
+                (name,) = wanted
+                assert running.client.request(method, url, headers=given[name]).status_code != 401, path
 
 
 def test_limits_of_this_server_are_documented(document: dict[str, Any]) -> None:
