@@ -15,6 +15,7 @@ from ldm.corpus import CorpusConfig, fetch, is_held_out, main, read_everyday, re
 from ldm.data import Placement, load_pack, place, sample_placement, save_pack, turn_hue
 
 APPLE = Drawing("red apple", "noto", ("apple",), ("fruit",), "红苹果", ("水果",), everyday=True, hue="red")
+RNG = np.random.default_rng
 CIRCLE = '<circle cx="16" cy="16" r="12" fill="#e02020"/>'
 
 
@@ -63,6 +64,30 @@ def test_captions_name_the_thing_and_only_what_is_there():
     assert any("noto style" in t for t in texts)
     share = np.mean(["果" in t for t in texts])
     assert 0.15 < share < 0.35
+
+
+@pytest.mark.parametrize(
+    ("label", "hue", "label_zh", "words_zh", "english_now", "chinese_now"),
+    [
+        ("green apple", "yellow", "青苹果", ("绿苹果",), "blue apple", "蓝色的苹果"),
+        ("red heart", "pink", "红心", ("爱心",), "blue heart", "蓝色的爱心"),
+        ("light blue heart", "blue", "浅蓝色的心", (), "blue heart", "蓝色的心"),
+        ("pink heart", "pink", "粉红色的心", (), "blue heart", "蓝色的心"),
+        ("brown mushroom", "orange", "褐色蘑菇", (), "blue mushroom", "蓝色的蘑菇"),
+        ("white flower", "red", "白花", (), "blue flower", "蓝色的花"),
+        ("orange", "orange", "橙子", (), "blue orange", "蓝色的橙子"),
+        ("red envelope", "red", "红包", (), "blue envelope", "蓝色的红包"),
+        ("cucumber", "green", "黄瓜", (), "blue cucumber", "蓝色的黄瓜"),
+    ],
+)
+def test_a_stated_colour_takes_the_place_of_the_name_s_whatever_hue_was_measured(
+    label, hue, label_zh, words_zh, english_now, chinese_now
+):
+    drawing = Drawing(label, "noto", label_zh=label_zh, words_zh=words_zh, hue=hue)
+    texts = [make(RNG(i), drawing, "blue", "white") for make in (english, chinese) for i in range(40)]
+    ends = [text.split(" in ")[0].split(",")[0].split(" on ")[0].split("，")[0] for text in texts]
+    assert {end.removeprefix("a ") for end in ends[:40]} == {english_now}
+    assert {end.removeprefix("一个").split("风格的")[-1].removeprefix("一个") for end in ends[40:]} == {chinese_now}
 
 
 def test_articles():
