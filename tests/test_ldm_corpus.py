@@ -235,6 +235,41 @@ def test_a_package_that_cannot_be_had_is_named(tmp_path, monkeypatch, capsys):
         fetch("@iconify-json/noto", "0.0.0", tmp_path)
 
 
+def told(capsys) -> str:
+    """The one line of the command that failed."""
+    (line,) = capsys.readouterr().err.splitlines()
+    return line.removeprefix("ldm.corpus: ")
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.05, 0.5])
+def test_a_package_cut_short_in_the_cache_is_named(packages, kept, tmp_path, capsys):
+    archive = next(packages.glob("*openmoji*.tgz"))
+    whole = archive.read_bytes()
+    archive.write_bytes(whole[: int(kept * len(whole))])
+    assert main(CorpusConfig(tmp_path / "p", cache=packages, stamps=None, size=8)) == 2
+    line = told(capsys)
+    assert line.startswith(f"{archive} cannot be unpacked (") and line.endswith("delete it to have it fetched again")
+    archive.write_bytes(whole)
+    assert main(CorpusConfig(tmp_path / "p", cache=packages, stamps=None, size=8)) == 0
+
+
+def test_where_nothing_can_be_written_is_told_before_the_work(packages, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(ldm.corpus, "drawings", None)
+    monkeypatch.setattr(ldm.corpus, "fetch", None)
+    (tmp_path / "file").write_text("")
+    for pack, message in ((tmp_path, "is a folder"), (tmp_path / "file" / "p", str(tmp_path / "file"))):
+        assert main(CorpusConfig(pack, cache=packages)) == 2
+        assert message in told(capsys)
+
+
+def test_a_drawing_that_cannot_be_written_is_not_counted(packages, tmp_path, capsys):
+    name = tmp_path / "drawings" / "noto__redapple.png"
+    name.parent.mkdir()
+    name.symlink_to("/dev/full")
+    assert main(CorpusConfig(render=tmp_path / "drawings", cache=packages, stamps=None, size=8)) == 2
+    assert told(capsys) == f"{name} cannot be written: No space left on device"
+
+
 def test_packs_survive_and_other_files_are_refused(tmp_path):
     save_pack(tmp_path / "p", circle()[None], [APPLE], [{"package": "x"}])
     pictures, records, manifest = load_pack(tmp_path / "p")
