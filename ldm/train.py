@@ -146,7 +146,7 @@ def _from_arguments(arguments: list[str]) -> Config:
 
     from degradation.arguments import parse_arguments
 
-    if arguments and arguments[0].startswith("--init"):
+    if arguments and arguments[0].startswith("-") and arguments[0] not in ("-h", "--help"):
         arguments = ["finetune", *arguments]
     kinds: Any = (
         Annotated[AutoencoderConfig, tyro.conf.subcommand("autoencoder")]

@@ -141,6 +141,32 @@ def test_the_literal_command(tmp_path):
     assert failed.stderr.strip().splitlines()[-1].startswith(f"ldm.train: {tmp_path} has no pictures")
 
 
+def test_the_options_of_fine_tuning_come_in_any_order():
+    wanted = _from_arguments(["--init", "m", "--data", "f", "--lora", "8", "--loop.steps", "2"])
+    assert isinstance(wanted, FinetuneConfig)
+    for line in (
+        "--data f --init m --lora 8 --loop.steps 2", "--loop.steps=2 --lora 8 --data f --init m",
+        "--lora 8 --init=m --loop.steps 2 --data=f", "finetune --data f --init m --lora 8 --loop.steps 2",
+    ):  # fmt: skip
+        assert _from_arguments(line.split()) == wanted
+    for line, message in (
+        ("--data f", "--init"),
+        ("--lora 8", "--data"),
+        ("fine --data f", "Available subcommands: autoencoder"),
+        ("", "Expected one of"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            _from_arguments(line.split())
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_names_every_stage(flag, capsys):
+    with pytest.raises(SystemExit):
+        _from_arguments([flag])
+    told = capsys.readouterr().out
+    assert all(stage in told for stage in ("autoencoder", "diffusion", "classifier", "finetune"))
+
+
 def test_what_is_not_trained_here_is_named(folder, tmp_path):
     build("stable_diffusion_3").save_pretrained(tmp_path / "sd3")
     with pytest.raises(ValueError, match="StableDiffusion3Pipeline cannot be fine-tuned here"):
