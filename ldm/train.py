@@ -80,7 +80,7 @@ class FinetuneConfig:
     data: Path
     """A folder of pictures, each with a caption in a .txt beside it or in metadata.jsonl."""
     out: Path = Path("finetuned")
-    """Gets `pipeline` or `lora`, samples, and the state from which the same command goes on."""
+    """Gets `pipeline` or `lora`, samples, and the state from which the same command on the same pictures goes on."""
     lora: int | None = None
     """The rank of low-rank adapters, in place of training the whole U-Net."""
     size: int | None = None

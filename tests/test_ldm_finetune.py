@@ -1,5 +1,6 @@
 """Fine-tuning on a folder: the literal command, whole and by adapters, the result as diffusers reads it, errors."""
 
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -118,6 +119,28 @@ def test_other_families_train_and_an_interrupted_run_equals_another(family, fold
     pipeline = ldm.load(tmp_path / "model", "cpu")
     pipeline.load_lora_weights(tmp_path / "a" / "lora")
     assert pipeline.get_active_adapters()
+
+
+def test_a_folder_that_changed_is_no_folder_to_go_on_with(folder, tmp_path):
+    build("stable_diffusion").save_pretrained(tmp_path / "model")
+    data, out, loop = tmp_path / "a" / "pictures", tmp_path / "out", replace(LOOP, steps=1)
+    shutil.copytree(folder, data)
+    config = FinetuneConfig(str(tmp_path / "model"), data, out, lora=2, size=16, loop=loop)
+    main(config)
+    state = (out / "state.safetensors").read_bytes()
+    shutil.copy(data / "gax.png", data / "zzz.png")
+    (data / "zzz.txt").write_text("a zzz")
+    (data / "flim.txt").write_text("another flim")
+    Image.new("RGB", (20, 20)).save(data / "gax.png")
+    (data / "zorp.png").unlink()
+    (data / "zorp.txt").unlink()
+    with pytest.raises(ValueError, match=r"state\.safetensors is of a training on other data \(") as refused:
+        main(replace(config, loop=replace(loop, steps=2)))
+    assert "(new: zzz.png; gone: zorp.png; changed: flim.png, gax.png); give another folder" in str(refused.value)
+    assert (out / "state.safetensors").read_bytes() == state
+    shutil.copytree(folder, tmp_path / "b" / "pictures")
+    main(replace(config, data=tmp_path / "b" / "pictures", loop=replace(loop, steps=2)))  # the same, elsewhere
+    assert (out / "state.safetensors").read_bytes() != state
 
 
 def test_pictures_are_squared_and_mirrored(folder):
