@@ -47,8 +47,8 @@ CHINESE_COLOURS = {
     "green": "绿色", "blue": "蓝色", "purple": "紫色", "pink": "粉色",
 }  # fmt: skip
 
-# What a name begins with that a stated colour replaces: "a blue apple" of the green apple. A red envelope is 红包.
-COLOUR_OF_ITS_OWN = re.compile(rf"^(light )?({'|'.join(CHINESE_COLOURS)}|brown) ")
+# What a stated colour replaces in a name: "a blue apple" of the green apple. A red envelope is 红包 in any colour.
+COLOUR_OF_ITS_OWN = re.compile(rf"\b(light )?({'|'.join(CHINESE_COLOURS)}|brown) ")
 COLOUR_OF_ITS_OWN_ZH = re.compile("^[浅粉]?[红橙黄绿青蓝紫粉棕褐黑白灰](?!包)(色的?)?")
 
 # Beginnings of words whose article their first letter does not tell: a unicorn, an hourglass.

@@ -77,6 +77,7 @@ def test_captions_name_the_thing_and_only_what_is_there():
         ("white flower", "red", "白花", (), "blue flower", "蓝色的花"),
         ("orange", "orange", "橙子", (), "blue orange", "蓝色的橙子"),
         ("red envelope", "red", "红包", (), "blue envelope", "蓝色的红包"),
+        ("mahjong red dragon", "orange", "红中", (), "blue mahjong dragon", "蓝色的红中"),
         ("cucumber", "green", "黄瓜", (), "blue cucumber", "蓝色的黄瓜"),
     ],
 )
