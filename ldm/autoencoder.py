@@ -35,9 +35,10 @@ def placed_batch(pictures: np.ndarray, records: list[Drawing], chosen: np.ndarra
 
 
 def lower_bound(target: Tensor, output: Tensor, mean: Tensor, log_variance: Tensor) -> dict[str, Tensor]:
-    """The terms of the negative evidence lower bound in nats per picture, with a unit-scale Laplace decoder on
-    8-bit levels: `reconstruction` is E_q[-log p(x|z)] and `kl` is KL(q(z|x) || N(0, I)) (Kingma and Welling,
-    equation 10). Images (N, 3, H, W) in [-1, 1]."""
+    """The terms of the negative evidence lower bound in nats per picture, with a Laplace decoder on 8-bit levels whose
+    scale is the one that fits these pictures best: `reconstruction` is E_q[-log p(x|z)] and `kl` is KL(q(z|x) ||
+    N(0, I)) (Kingma and Welling, equation 10). Both are reported; of them only `kl` is in `reconstruction_loss`.
+    Images (N, 3, H, W) in [-1, 1]."""
     count = target.shape[0]
     error = (output - target).abs().mean()
     scale = error.detach().clamp(min=1e-4)  # the maximum-likelihood scale of the Laplace distribution

@@ -1,5 +1,6 @@
 """Captions for named drawings: label, other words, style, colour and ground, in English and Chinese."""
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,6 +47,9 @@ CHINESE_COLOURS = {
     "green": "绿色", "blue": "蓝色", "purple": "紫色", "pink": "粉色",
 }  # fmt: skip
 
+# What a stated colour replaces in a name: "a blue apple" of the green apple. A red envelope is 红包 in any colour.
+COLOUR_OF_ITS_OWN = re.compile(rf"\b(light )?({'|'.join(CHINESE_COLOURS)}|brown) ")
+COLOUR_OF_ITS_OWN_ZH = re.compile("^[浅粉]?[红橙黄绿青蓝紫粉棕褐黑白灰](?!包)(色的?)?")
 
 # Beginnings of words whose article their first letter does not tell: a unicorn, an hourglass.
 CONSONANT_SOUNDS = (
@@ -88,8 +92,7 @@ def english(rng: np.random.Generator, drawing: Drawing, colour: str | None, grou
     """A caption in English. `colour` is stated if given; the ground and the style only now and then."""
     noun = _pick(rng, (drawing.label, *drawing.words)) if drawing.words else drawing.label
     if colour:
-        noun = noun.removeprefix(drawing.hue + " ") if drawing.hue else noun
-        noun = f"{colour} {noun}"
+        noun = f"{colour} {COLOUR_OF_ITS_OWN.sub('', noun)}"
     text = article(noun) if rng.random() < 0.7 else noun
     if drawing.tags and rng.random() < 0.15:
         chosen = rng.permutation(len(drawing.tags))[: int(rng.integers(1, 4))]
@@ -107,7 +110,8 @@ def chinese(rng: np.random.Generator, drawing: Drawing, colour: str | None, grou
     colourless = colour and drawing.words_zh  # a label may have a colour of its own
     noun = _pick(rng, drawing.words_zh if colourless else (drawing.label_zh, *drawing.words_zh))
     if colour:
-        noun = CHINESE_COLOURS[colour] + "的" + noun
+        coloured = COLOUR_OF_ITS_OWN.match(drawing.label)  # a cucumber's 黄 is not its colour
+        noun = CHINESE_COLOURS[colour] + "的" + (COLOUR_OF_ITS_OWN_ZH.sub("", noun) if coloured else noun)
     text = ("一个" + noun) if rng.random() < 0.4 else noun
     if drawing.tags_zh and rng.random() < 0.15:
         text += "，" + _pick(rng, drawing.tags_zh)

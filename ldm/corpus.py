@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -60,7 +61,7 @@ class CorpusConfig:
 def fetch(package: str, version: str, cache: Path) -> tuple[Path, dict[str, str]]:
     """The unpacked folder of an npm package, and its line of the manifest. Downloads it once.
 
-    Raises RuntimeError if npm is missing or cannot get the package.
+    Raises RuntimeError if npm is missing or cannot get the package, and for an archive that cannot be unpacked.
     """
     folder = cache / f"{package.replace('@', '').replace('/', '-')}-{version}"
     archive = folder.with_suffix(folder.suffix + ".tgz")
@@ -75,9 +76,16 @@ def fetch(package: str, version: str, cache: Path) -> tuple[Path, dict[str, str]
                 raise RuntimeError(f"npm could not fetch {package}@{version}: {done.stderr.strip()[-300:]}")
             next(Path(temporary).glob("*.tgz")).rename(archive)
     if not folder.exists():
-        with tempfile.TemporaryDirectory(dir=cache) as temporary, tarfile.open(archive) as tar:
-            tar.extractall(temporary, filter="data")
-            (Path(temporary) / "package").rename(folder)
+        with tempfile.TemporaryDirectory(dir=cache) as temporary:
+            try:
+                with tarfile.open(archive) as tar:
+                    tar.extractall(temporary, filter="data")
+                (Path(temporary) / "package").rename(folder)
+            except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+                why = " ".join(str(error).split())
+                raise RuntimeError(
+                    f"{archive} cannot be unpacked ({why}); delete it to have it fetched again"
+                ) from None
     described = json.loads((folder / "package.json").read_text())
     info = folder / "info.json"
     licence = json.loads(info.read_text())["license"]["spdx"] if info.exists() else described["license"]
@@ -205,7 +213,8 @@ def drawings(config: CorpusConfig) -> Iterator[tuple[Drawing, np.ndarray]]:
 
 
 def write_folder(folder: Path, config: CorpusConfig, manifest: list[dict[str, str]]) -> int:
-    """Every drawing as FOLDER/style__label.png, and manifest.json: style -> package, version, licence."""
+    """Every drawing as FOLDER/style__label.png, and manifest.json: style -> package, version, licence. Returns their
+    number; raises OSError for one that cannot be written."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = {m["package"].split("/")[-1]: (m["package"], m["version"], m["licence"]) for m in manifest}
     (folder / "manifest.json").write_text(json.dumps(lines, indent=1))
@@ -214,17 +223,27 @@ def write_folder(folder: Path, config: CorpusConfig, manifest: list[dict[str, st
         name = f"{record.style}__{_slug(record.label)}"
         written[name] += 1
         again = f"-{written[name]}" if written[name] > 1 else ""  # some things have several stamps
-        cv2.imwrite(str(folder / f"{name}{again}.png"), cv2.cvtColor(picture, cv2.COLOR_RGBA2BGRA))
+        file = folder / f"{name}{again}.png"
+        _, png = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGBA2BGRA))
+        try:
+            file.write_bytes(png.tobytes())  # cv2.imwrite does not say that a disk is full
+        except OSError as error:
+            raise OSError(f"{file} cannot be written: {error.strerror}") from None
     return written.total()
 
 
 def build(config: CorpusConfig) -> None:
-    """Write what is asked for. Raises RuntimeError as `fetch` does, and ValueError where nothing is."""
+    """Write what is asked for. Raises RuntimeError as `fetch` does, and ValueError or OSError where nothing is asked
+    for or what is cannot be written."""
     cache = config.cache.expanduser()
     if config.pack is None and config.render is None:
         raise ValueError("nothing to do: give --pack FILE, --render FOLDER, or both")
     if config.size < 1:
         raise ValueError(f"size is {config.size}; it must be 1 or more")
+    if config.pack:
+        if config.pack.is_dir():
+            raise ValueError(f"{config.pack} is a folder; the pack is a file")
+        config.pack.parent.mkdir(parents=True, exist_ok=True)
     manifest = [fetch(package, version, cache)[1] for package, version in VERSIONS.items()]
     if config.stamps:
         manifest.append(stamps.fetch(config.stamps.expanduser())[1])

@@ -52,7 +52,8 @@ def velocity(sample: Tensor, noise: Tensor, gamma: Tensor) -> Tensor:
 def shifted_timesteps(uniform: Tensor, shift: float, number: int) -> Tensor:
     """Uniform numbers in [0, 1) to timesteps 0 to `number` - 1, the more of them noisy the larger `shift` (Esser et
     al., arXiv 2403.03206, equation 23). What a drawing is, and its colours, are settled where noise prevails."""
-    return (number * shift * uniform / (1 + (shift - 1) * uniform)).long()
+    steps = (number * shift * uniform / (1 + (shift - 1) * uniform)).long()
+    return steps.clamp(max=number - 1)  # rounding makes `number` of some of the largest float32 below 1
 
 
 def denoising_loss(

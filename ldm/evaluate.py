@@ -8,6 +8,8 @@ model is measured against those. `--schedulers` and `--steps` make a table.
 import inspect
 import json
 import sys
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from ldm.captions import Drawing, caption
 from ldm.classifier import Judge, load_judge, top_shares
 from ldm.data import load_pack, place, sample_placement
 from ldm.finetune import squared
-from ldm.folder import read_captioned
+from ldm.folder import Captioned, read_captioned
 from ldm.loading import load
 from ldm.metrics import clip_score, load_clip, smallest_difference
 from ldm.schedulers import with_scheduler
@@ -46,7 +48,7 @@ class EvaluateConfig:
     prompts: int = 500
     """With a pack: how many of seen and how many of held-out pairs."""
     number: int = 10_000
-    """With a folder: how many of its pictures at most."""
+    """With a folder: how many of its pictures at most, drawn by the seed, each with one of its captions."""
     steps: tuple[int, ...] = (20,)
     schedulers: tuple[str, ...] = ()
     """At each number of steps, in place of the model's own."""
@@ -95,34 +97,54 @@ def prompts_of(pictures: np.ndarray, records: list[Drawing], chosen: list[int], 
     return Prompts(tuple(texts), tuple(placed), tuple(names), min(len(order), number))
 
 
-def draw(pipeline: DiffusionPipeline, texts: list[str], seeds: list[int], steps: int, config: EvaluateConfig) -> Any:
-    """Pictures of the texts, uint8 RGB (N, H, W, 3), each from its own seed."""
+def reference_of(folder: Path, number: int, seed: int) -> Prompts:
+    """`number` of a folder's pictures at most and one caption of each, both drawn by the seed. A picture that came
+    again with each of its captions would be its own neighbour in the real set."""
+    captions: dict[Path, list[Captioned]] = defaultdict(list)
+    for each in read_captioned(folder):
+        captions[each.path].append(each)
+    rng, pictures = np.random.default_rng(seed), list(captions.values())
+    chosen = [pictures[i] for i in rng.permutation(len(pictures))[:number]]
+    found = [lines[rng.integers(len(lines))] for lines in chosen]
+    return Prompts(tuple(each.caption for each in found), tuple(squared(each, REFERENCE_SIDE) for each in found))
+
+
+def draw(
+    pipeline: DiffusionPipeline, texts: Sequence[str], seeds: list[int], steps: int, config: EvaluateConfig
+) -> tuple[list[np.ndarray], int]:
+    """Pictures of the texts, uint8 RGB (H, W, 3), each from its own seed, and how many of them the pipeline's safety
+    checker made black."""
     options: dict[str, Any] = {"num_inference_steps": steps, "output_type": "np"}
     guidance = BUNDLED_GUIDANCE if config.guidance is None and config.model is None else config.guidance
     if guidance is not None and "guidance_scale" in inspect.signature(pipeline.__call__).parameters:
         options["guidance_scale"] = guidance
-    made = []
+    made: list[np.ndarray] = []
+    black = 0
     for start in range(0, len(texts), config.batch):
         part = slice(start, start + config.batch)
         generators = [torch.Generator().manual_seed(s) for s in seeds[part]]
-        made.append(pipeline(texts[part], generator=generators, **options).images)
+        output = pipeline(list(texts[part]), generator=generators, **options)
+        made.extend(np.round(output.images * 255).astype(np.uint8))  # ten thousand as floats would fill the memory
+        black += sum(map(bool, getattr(output, "nsfw_content_detected", None) or ()))
         print(f"\r{start + len(texts[part])} of {len(texts)} pictures", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
-    return np.round(np.concatenate(made) * 255).astype(np.uint8)
+    return made, black
 
 
 def measure(
     pipeline: DiffusionPipeline, sets: dict[str, Prompts], judge: Judge | None, steps: int, config: EvaluateConfig
-) -> tuple[dict[str, float], np.ndarray]:
+) -> tuple[dict[str, float], list[np.ndarray]]:
     """Every measure by name, and the pictures made for the last set, which is the one that is compared as a set."""
     results: dict[str, float] = {}
+    black = 0
     for what, prompts in sets.items():
         seeds = [config.seed + i for i in range(len(prompts.texts))]
-        made = draw(pipeline, list(prompts.texts), seeds, steps, config)
+        made, withheld = draw(pipeline, prompts.texts, seeds, steps, config)
+        black += withheld
         results[f"{what} n"] = len(made)
         if judge:
             results[f"{what} pairs"] = prompts.pairs
-            features, scores = judge(made)
+            features, scores = judge(np.stack(made))
             answers = np.array([judge.names.index(name) for name in prompts.names])
             results[f"{what} top-1"], results[f"{what} top-5"] = top_shares(scores, answers)
             real, of_real = judge(np.stack(prompts.pictures))
@@ -130,17 +152,20 @@ def measure(
     if judge:
         results |= compare(real, features, "judge's ")
     if config.inception:
-        features, real = (inception_features(p, config.inception) for p in (list(made), prompts.pictures))
+        features, real = (inception_features(p, config.inception) for p in (made, prompts.pictures))
         results |= compare(real, features, "")
     if config.clip:
-        results["CLIP score"] = clip_score(list(made), prompts.texts, config.clip, config.allow_download)
+        results["CLIP score"] = clip_score(made, prompts.texts, config.clip, config.allow_download)
     if config.diversity:
         first = next(iter(sets.values())).texts[: config.diversity]
         seeds = list(range(10)) * len(first)
-        tens = draw(pipeline, [t for t in first for _ in range(10)], seeds, steps, config)
-        closest = [smallest_difference(tens[i : i + 10]) for i in range(0, len(tens), 10)]
+        tens, withheld = draw(pipeline, [t for t in first for _ in range(10)], seeds, steps, config)
+        black += withheld
+        closest = [smallest_difference(np.stack(tens[i : i + 10])) for i in range(0, len(tens), 10)]
         results["prompts with ten different pictures"] = float(np.mean([c > SAME for c in closest]))
         results["closest two of ten seeds"] = min(closest)
+    if getattr(pipeline, "safety_checker", None):
+        results["black by the safety checker"] = black
     return results, made
 
 
@@ -177,9 +202,9 @@ def read_sets(config: EvaluateConfig) -> tuple[dict[str, Prompts], Judge | None]
     if (config.pack is None) == (config.reference is None):
         raise ValueError("give either --pack, with --judge, or --reference")
     if config.reference:
-        found = read_captioned(config.reference)[: config.number]
-        real = tuple(squared(each, REFERENCE_SIDE) for each in found)
-        return {"reference": Prompts(tuple(each.caption for each in found), real)}, None
+        if config.judge:
+            raise ValueError("a judge names the drawings of a pack: leave --judge out with --reference")
+        return {"reference": reference_of(config.reference, config.number, config.seed)}, None
     assert config.pack
     judge = load_judge(config.judge) if config.judge else None
     pictures, records, _ = load_pack(config.pack)
@@ -192,11 +217,11 @@ def read_sets(config: EvaluateConfig) -> tuple[dict[str, Prompts], Judge | None]
     return sets, judge
 
 
-def write_sheet(path: Path, pictures: np.ndarray) -> None:
+def write_sheet(path: Path, pictures: list[np.ndarray]) -> None:
     """Rows of eight."""
     import cv2
 
-    rows = [np.concatenate(list(pictures[i : i + 8]), axis=1) for i in range(0, len(pictures) // 8 * 8, 8)]
+    rows = [np.concatenate(pictures[i : i + 8], axis=1) for i in range(0, len(pictures) // 8 * 8, 8)]
     if not cv2.imwrite(str(path), np.concatenate(rows or [pictures[0]])[..., ::-1]):
         raise ValueError(f"{path} could not be written")
 

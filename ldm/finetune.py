@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from ldm.diffusion import denoising_loss
-from ldm.folder import Captioned, read_captioned
+from ldm.folder import Captioned, digests, read_captioned
 from ldm.loading import load, resolve_device
 from ldm.preview import FILE as PREVIEW
 from ldm.preview import encode
@@ -107,7 +107,8 @@ def samples(pipeline: DiffusionPipeline, captions: list[str], size: int) -> Tens
 
 
 def finetune(config: "FinetuneConfig") -> None:
-    """Train, and write OUT/pipeline or OUT/lora. Raises ValueError for what cannot be read or is not trained here."""
+    """Train, and write OUT/pipeline or OUT/lora. Raises ValueError for what cannot be read or is not trained here,
+    and where OUT holds the state of a training on other pictures or captions."""
     if config.lora is not None and config.lora < 1:
         raise ValueError(f"lora is {config.lora}; it must be 1 or more")
     pictures = read_captioned(config.data)
@@ -157,4 +158,4 @@ def finetune(config: "FinetuneConfig") -> None:
         Image.fromarray(pixels).save(config.out / "samples.png")
         return {"samples": image}
 
-    fit(unet, loss, config, on_save)
+    fit(unet, loss, config, on_save, contents=digests(config.data, pictures))

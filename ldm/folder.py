@@ -1,11 +1,13 @@
 """A folder of one's own pictures with captions, in the layouts that the field uses."""
 
+import hashlib
 import json
 import posixpath
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -89,6 +91,17 @@ def read_captioned(folder: Path) -> list[Captioned]:
         more = f" and {len(faults) - NAMED} more" if len(faults) > NAMED else ""
         raise ValueError(f"{folder}: {'; '.join(faults[:NAMED])}{more}")
     return found
+
+
+def digests(folder: Path, pictures: Sequence[Captioned]) -> dict[str, str]:
+    """Of each picture of a folder, by its name there, a digest of its file and its captions."""
+    found: dict[str, Any] = {}
+    for picture in pictures:
+        name = picture.path.relative_to(folder).as_posix()
+        if name not in found:
+            found[name] = hashlib.sha256(picture.path.read_bytes())
+        found[name].update(ascii(picture.caption).encode())
+    return {name: digest.hexdigest()[:16] for name, digest in found.items()}
 
 
 def _with_suffix(folder: Path, suffixes: Collection[str]) -> list[Path]:

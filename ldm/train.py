@@ -80,7 +80,7 @@ class FinetuneConfig:
     data: Path
     """A folder of pictures, each with a caption in a .txt beside it or in metadata.jsonl."""
     out: Path = Path("finetuned")
-    """Gets `pipeline` or `lora`, samples, and the state from which the same command goes on."""
+    """Gets `pipeline` or `lora`, samples, and the state from which the same command on the same pictures goes on."""
     lora: int | None = None
     """The rank of low-rank adapters, in place of training the whole U-Net."""
     size: int | None = None
@@ -146,7 +146,7 @@ def _from_arguments(arguments: list[str]) -> Config:
 
     from degradation.arguments import parse_arguments
 
-    if arguments and arguments[0].startswith("--init"):
+    if arguments and arguments[0].startswith("-") and arguments[0] not in ("-h", "--help"):
         arguments = ["finetune", *arguments]
     kinds: Any = (
         Annotated[AutoencoderConfig, tyro.conf.subcommand("autoencoder")]

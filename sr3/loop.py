@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 Loss = Callable[[nn.Module, int, slice], tuple[Tensor, dict[str, float]]]
+NAMED = 5  # changes of each kind that a message names; then it counts
 # Of a training's settings, those that may be others when it goes on.
 FREE = {"out", "loop", "workers", "skip_bad", "checkpointing", "allow_download"}
 
@@ -88,9 +89,9 @@ def generator(*key: int) -> torch.Generator:
 class State:
     """Weights, averaged weights, optimiser moments and step; saved and read as one safetensors file."""
 
-    def __init__(self, model: nn.Module, training: Training) -> None:
+    def __init__(self, model: nn.Module, training: Training, contents: dict[str, str] | None = None) -> None:
         self.model, self.config, self.step = model, training.loop, 0
-        self.trained = what_is_trained(training)
+        self.trained, self.contents = what_is_trained(training), contents
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.averaged = [p.detach().clone() for p in self.parameters]
         fused = self.parameters[0].device.type in ("cuda", "cpu")
@@ -128,7 +129,8 @@ class State:
         buffers = {f"buffer.{name}": value for name, value in self.model.named_buffers()}
         temporary = path.with_name(path.name + ".part")
         whole = {k: v.contiguous().clone() for k, v in (tensors | buffers).items()}
-        save_file(whole, temporary, metadata={"step": json.dumps(self.step), "trained": json.dumps(self.trained)})
+        metadata = {"step": self.step, "trained": self.trained, "contents": self.contents}
+        save_file(whole, temporary, metadata={k: json.dumps(v) for k, v in metadata.items()})
         temporary.rename(path)
 
     def load(self, path: Path) -> None:
@@ -148,6 +150,10 @@ class State:
                 raise ValueError(
                     f"{path} is of a training with {name} {was!r}, not {now!r}; give another folder to write"
                 )
+        contents = json.loads(metadata.get("contents", "null"))
+        if contents and self.contents and contents != self.contents:
+            changes = _changes(contents, self.contents)
+            raise ValueError(f"{path} is of a training on other data ({changes}); give another folder to write")
         keys = set(file.keys())
         weights = range(sum(key.endswith(".weight") and key[0].isdigit() for key in keys))
         shapes = [tuple(file.get_slice(f"{i}.weight").get_shape()) for i in weights]
@@ -165,6 +171,20 @@ class State:
                 value.copy_(file.get_tensor(f"buffer.{name}"))
 
 
+def _changes(before: dict[str, str], now: dict[str, str]) -> str:
+    """Which names are new, gone or stand for something else."""
+    found = {
+        "new": now.keys() - before.keys(),
+        "gone": before.keys() - now.keys(),
+        "changed": {k for k in before.keys() & now.keys() if before[k] != now[k]},
+    }
+    said = []
+    for what, names in found.items():
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        said += [f"{what}: {', '.join(sorted(names)[:NAMED])}{more}"] if names else []
+    return "; ".join(said)
+
+
 def _like(moment: Tensor, weight: Tensor) -> Tensor:
     """On the weight's device in its memory layout, which the fused optimiser takes for granted."""
     return torch.empty_like(weight).copy_(moment) if moment.ndim else moment
@@ -176,15 +196,16 @@ def fit(
     training: Training,
     on_save: Callable[[int], dict[str, Tensor]],
     clock: Callable[[], float] = time.monotonic,
+    contents: dict[str, str] | None = None,
 ) -> State:
     """Train for `training.loop.steps` or `minutes`. Continues from OUT/state.safetensors where there is one.
 
     `loss(model, step, rows)` computes the loss of one step for the samples `rows` of its batch; everything random
     in it must follow from the step, so that an interrupted training equals an uninterrupted one. `on_save(step)`
     is called with the averaged weights in the model, and returns sample images (3, H, W) in [0, 1] by name. `clock`
-    tells seconds; that of the first of several processes decides.
-    Raises ValueError for numbers that `training.loop` cannot have, where OUT holds the state of another training, and
-    where the gradient is not finite: OUT then stays as it was last saved.
+    tells seconds; that of the first of several processes decides. `contents` are digests of the data by name.
+    Raises ValueError for numbers that `training.loop` cannot have, where OUT holds the state of another training or of
+    one on other `contents`, and where the gradient is not finite: OUT then stays as it was last saved.
     """
     config, out = training.loop, training.out
     for name in ("steps", "batch_size", "save_every", "log_every"):
@@ -199,7 +220,7 @@ def fit(
     if config.threads:
         torch.set_num_threads(config.threads)
     state_path = out / "state.safetensors"
-    state = State(model, training)
+    state = State(model, training, contents)
     if state_path.exists():
         state.load(state_path)
         print(f"{state_path}: goes on from step {state.step} of {config.steps}", file=sys.stderr)

@@ -15,6 +15,7 @@ from ldm.corpus import CorpusConfig, fetch, is_held_out, main, read_everyday, re
 from ldm.data import Placement, load_pack, place, sample_placement, save_pack, turn_hue
 
 APPLE = Drawing("red apple", "noto", ("apple",), ("fruit",), "红苹果", ("水果",), everyday=True, hue="red")
+RNG = np.random.default_rng
 CIRCLE = '<circle cx="16" cy="16" r="12" fill="#e02020"/>'
 
 
@@ -63,6 +64,31 @@ def test_captions_name_the_thing_and_only_what_is_there():
     assert any("noto style" in t for t in texts)
     share = np.mean(["果" in t for t in texts])
     assert 0.15 < share < 0.35
+
+
+@pytest.mark.parametrize(
+    ("label", "hue", "label_zh", "words_zh", "english_now", "chinese_now"),
+    [
+        ("green apple", "yellow", "青苹果", ("绿苹果",), "blue apple", "蓝色的苹果"),
+        ("red heart", "pink", "红心", ("爱心",), "blue heart", "蓝色的爱心"),
+        ("light blue heart", "blue", "浅蓝色的心", (), "blue heart", "蓝色的心"),
+        ("pink heart", "pink", "粉红色的心", (), "blue heart", "蓝色的心"),
+        ("brown mushroom", "orange", "褐色蘑菇", (), "blue mushroom", "蓝色的蘑菇"),
+        ("white flower", "red", "白花", (), "blue flower", "蓝色的花"),
+        ("orange", "orange", "橙子", (), "blue orange", "蓝色的橙子"),
+        ("red envelope", "red", "红包", (), "blue envelope", "蓝色的红包"),
+        ("mahjong red dragon", "orange", "红中", (), "blue mahjong dragon", "蓝色的红中"),
+        ("cucumber", "green", "黄瓜", (), "blue cucumber", "蓝色的黄瓜"),
+    ],
+)
+def test_a_stated_colour_takes_the_place_of_the_name_s_whatever_hue_was_measured(
+    label, hue, label_zh, words_zh, english_now, chinese_now
+):
+    drawing = Drawing(label, "noto", label_zh=label_zh, words_zh=words_zh, hue=hue)
+    texts = [make(RNG(i), drawing, "blue", "white") for make in (english, chinese) for i in range(40)]
+    ends = [text.split(" in ")[0].split(",")[0].split(" on ")[0].split("，")[0] for text in texts]
+    assert {end.removeprefix("a ") for end in ends[:40]} == {english_now}
+    assert {end.removeprefix("一个").split("风格的")[-1].removeprefix("一个") for end in ends[40:]} == {chinese_now}
 
 
 def test_articles():
@@ -208,6 +234,41 @@ def test_a_package_that_cannot_be_had_is_named(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err == "ldm.corpus: npm is needed to fetch the drawings: install Node.js\n"
     with pytest.raises(RuntimeError, match="npm is needed"):
         fetch("@iconify-json/noto", "0.0.0", tmp_path)
+
+
+def told(capsys) -> str:
+    """The one line of the command that failed."""
+    (line,) = capsys.readouterr().err.splitlines()
+    return line.removeprefix("ldm.corpus: ")
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.05, 0.5])
+def test_a_package_cut_short_in_the_cache_is_named(packages, kept, tmp_path, capsys):
+    archive = next(packages.glob("*openmoji*.tgz"))
+    whole = archive.read_bytes()
+    archive.write_bytes(whole[: int(kept * len(whole))])
+    assert main(CorpusConfig(tmp_path / "p", cache=packages, stamps=None, size=8)) == 2
+    line = told(capsys)
+    assert line.startswith(f"{archive} cannot be unpacked (") and line.endswith("delete it to have it fetched again")
+    archive.write_bytes(whole)
+    assert main(CorpusConfig(tmp_path / "p", cache=packages, stamps=None, size=8)) == 0
+
+
+def test_where_nothing_can_be_written_is_told_before_the_work(packages, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(ldm.corpus, "drawings", None)
+    monkeypatch.setattr(ldm.corpus, "fetch", None)
+    (tmp_path / "file").write_text("")
+    for pack, message in ((tmp_path, "is a folder"), (tmp_path / "file" / "p", str(tmp_path / "file"))):
+        assert main(CorpusConfig(pack, cache=packages)) == 2
+        assert message in told(capsys)
+
+
+def test_a_drawing_that_cannot_be_written_is_not_counted(packages, tmp_path, capsys):
+    name = tmp_path / "drawings" / "noto__redapple.png"
+    name.parent.mkdir()
+    name.symlink_to("/dev/full")
+    assert main(CorpusConfig(render=tmp_path / "drawings", cache=packages, stamps=None, size=8)) == 2
+    assert told(capsys) == f"{name} cannot be written: No space left on device"
 
 
 def test_packs_survive_and_other_files_are_refused(tmp_path):

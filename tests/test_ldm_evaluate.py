@@ -1,8 +1,10 @@
 """The measures where their answer is known, the classifier, and the whole command on small stand-ins."""
 
 import json
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,7 +24,7 @@ import ldm
 from ldm.captions import Drawing
 from ldm.classifier import FEATURES, load_judge, to_images, top_shares
 from ldm.data import save_pack
-from ldm.evaluate import EvaluateConfig, main, prompts_of, read_sets, table
+from ldm.evaluate import EvaluateConfig, Prompts, draw, main, measure, prompts_of, read_sets, table
 from ldm.metrics import clip_score, smallest_difference
 from ldm.train import ClassifierConfig
 from ldm.train import main as train
@@ -102,6 +104,61 @@ def test_reference_pictures_keep_their_proportions(tmp_path):
     assert real.shape == (256, 256, 3) and real[:, 24:-24].min() == 255
 
 
+def test_a_reference_of_several_captions_a_picture_holds_each_picture_once(tmp_path):
+    lines = []
+    for i in range(6):
+        Image.new("RGB", (8, 8), (40 * i, 0, 0)).save(tmp_path / f"{i}.png")
+        lines += [json.dumps({"file_name": f"{i}.png", "text": f"{i} {word}"}) for word in "abcde"]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+
+    def found(**changes):
+        return read_sets(EvaluateConfig(reference=tmp_path, **changes))[0]["reference"]
+
+    whole = found()
+    assert sorted(text[0] for text in whole.texts) == list("012345")
+    assert [int(p[0, 0, 0]) for p in whole.pictures] == [40 * int(text[0]) for text in whole.texts]
+    assert whole.texts == found().texts
+    assert {text for seed in range(30) for text in found(seed=seed).texts} == {
+        f"{i} {w}" for i in range(6) for w in "abcde"
+    }
+    few = [found(number=2, seed=seed).texts for seed in range(30)]
+    assert all(len({text[0] for text in texts}) == 2 for texts in few)
+    assert {text[0] for texts in few for text in texts} == set("012345")  # not the first by name
+
+
+class BlackAtTimes:
+    """Makes grey pictures; those that its safety checker does not like are black."""
+
+    safety_checker = "there"
+
+    def __call__(self, texts, generator, **options):
+        flagged = ["bad" in text for text in texts]
+        images = np.stack([np.full((64, 64, 3), 0.0 if bad else 0.5, np.float32) for bad in flagged])
+        return SimpleNamespace(images=images, nsfw_content_detected=flagged)
+
+
+def test_what_is_drawn_is_kept_in_bytes():
+    config = EvaluateConfig(batch=4)
+    tracemalloc.start()
+    made, _ = draw(BlackAtTimes(), ["a"] * 400, list(range(400)), 1, config)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    whole = 400 * 64 * 64 * 3
+    assert len(made) == 400 and {p.dtype for p in made} == {np.dtype(np.uint8)} and made[0][0, 0, 0] == 128
+    assert most < 1.5 * whole
+
+
+def test_pictures_that_a_safety_checker_made_black_are_told():
+    sets = {"seen": Prompts(("a", "bad", "b"), ()), "held-out": Prompts(("bad",), ())}
+    results, made = measure(BlackAtTimes(), sets, None, 1, EvaluateConfig(diversity=0))
+    assert results == {"seen n": 3, "held-out n": 1, "black by the safety checker": 2} and len(made) == 1
+    results, _ = measure(BlackAtTimes(), sets, None, 1, EvaluateConfig(diversity=2))
+    assert results["black by the safety checker"] == 12
+    free = BlackAtTimes()
+    free.safety_checker = None
+    assert "black by the safety checker" not in measure(free, sets, None, 1, EvaluateConfig(diversity=0))[0]
+
+
 def test_the_whole_command_on_a_pack(pack, judged, tmp_path, capsys):
     options = {"prompts": 4, "steps": (1, 2), "schedulers": ("DDIM",), "diversity": 1, "device": "cpu"}
     config = EvaluateConfig(pack, judged, **options, out=tmp_path / "r.json", sheet=tmp_path / "s.png")
@@ -166,6 +223,10 @@ def test_any_model_against_a_folder_of_captioned_pictures(clip, tmp_path, capsys
         ({"clip": "nobody/nothing"}, "nobody/nothing is no CLIP model"),
         ({"inception": Path("none")}, "none does not exist; it must be torch-fidelity's"),
         ({"pack": None}, "give either --pack, with --judge, or --reference"),
+        (
+            {"pack": None, "reference": Path(), "judge": Path()},
+            "a judge names the drawings of a pack: leave --judge out",
+        ),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2_before_the_work(pack, changes, message, capsys):

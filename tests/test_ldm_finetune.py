@@ -1,5 +1,6 @@
 """Fine-tuning on a folder: the literal command, whole and by adapters, the result as diffusers reads it, errors."""
 
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -120,6 +121,28 @@ def test_other_families_train_and_an_interrupted_run_equals_another(family, fold
     assert pipeline.get_active_adapters()
 
 
+def test_a_folder_that_changed_is_no_folder_to_go_on_with(folder, tmp_path):
+    build("stable_diffusion").save_pretrained(tmp_path / "model")
+    data, out, loop = tmp_path / "a" / "pictures", tmp_path / "out", replace(LOOP, steps=1)
+    shutil.copytree(folder, data)
+    config = FinetuneConfig(str(tmp_path / "model"), data, out, lora=2, size=16, loop=loop)
+    main(config)
+    state = (out / "state.safetensors").read_bytes()
+    shutil.copy(data / "gax.png", data / "zzz.png")
+    (data / "zzz.txt").write_text("a zzz")
+    (data / "flim.txt").write_text("another flim")
+    Image.new("RGB", (20, 20)).save(data / "gax.png")
+    (data / "zorp.png").unlink()
+    (data / "zorp.txt").unlink()
+    with pytest.raises(ValueError, match=r"state\.safetensors is of a training on other data \(") as refused:
+        main(replace(config, loop=replace(loop, steps=2)))
+    assert "(new: zzz.png; gone: zorp.png; changed: flim.png, gax.png); give another folder" in str(refused.value)
+    assert (out / "state.safetensors").read_bytes() == state
+    shutil.copytree(folder, tmp_path / "b" / "pictures")
+    main(replace(config, data=tmp_path / "b" / "pictures", loop=replace(loop, steps=2)))  # the same, elsewhere
+    assert (out / "state.safetensors").read_bytes() != state
+
+
 def test_pictures_are_squared_and_mirrored(folder):
     pipeline = ldm.load(device="cpu")
     found = read_captioned(folder)
@@ -139,6 +162,32 @@ def test_the_literal_command(tmp_path):
     failed = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=root)
     assert failed.returncode == 2
     assert failed.stderr.strip().splitlines()[-1].startswith(f"ldm.train: {tmp_path} has no pictures")
+
+
+def test_the_options_of_fine_tuning_come_in_any_order():
+    wanted = _from_arguments(["--init", "m", "--data", "f", "--lora", "8", "--loop.steps", "2"])
+    assert isinstance(wanted, FinetuneConfig)
+    for line in (
+        "--data f --init m --lora 8 --loop.steps 2", "--loop.steps=2 --lora 8 --data f --init m",
+        "--lora 8 --init=m --loop.steps 2 --data=f", "finetune --data f --init m --lora 8 --loop.steps 2",
+    ):  # fmt: skip
+        assert _from_arguments(line.split()) == wanted
+    for line, message in (
+        ("--data f", "--init"),
+        ("--lora 8", "--data"),
+        ("fine --data f", "Available subcommands: autoencoder"),
+        ("", "Expected one of"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            _from_arguments(line.split())
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_names_every_stage(flag, capsys):
+    with pytest.raises(SystemExit):
+        _from_arguments([flag])
+    told = capsys.readouterr().out
+    assert all(stage in told for stage in ("autoencoder", "diffusion", "classifier", "finetune"))
 
 
 def test_what_is_not_trained_here_is_named(folder, tmp_path):

@@ -72,6 +72,12 @@ def test_shifted_timesteps_lean_towards_noise():
     assert shifted_timesteps(uniform, 3.0, 1000).tolist() == [0, 500, 750, 999]
 
 
+@pytest.mark.parametrize("shift", [1.0, 2.0, 2.5, 3.0, 4.0])
+def test_no_uniform_number_is_noisier_than_the_last_timestep(shift):
+    uniform = 1 - 2**-24 * torch.arange(1, 9)  # the largest that torch.rand draws; the quotient rounds up to 1 for some
+    assert uniform.max() < 1 and shifted_timesteps(uniform, shift, 1000).tolist() == [999] * 8
+
+
 def test_edges_and_psnr():
     step = torch.zeros(1, 3, 4, 4)
     step[..., 2:] = 1

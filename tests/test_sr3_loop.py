@@ -111,6 +111,14 @@ def test_a_gradient_that_is_not_finite_ends_a_training_and_leaves_what_was_saved
     assert fit(network(), squares, Config(tmp_path), on_save).step == 5 and saved == [2, 4, 5]
 
 
+def test_other_data_is_told_by_name_and_not_by_the_thousand(tmp_path: Path) -> None:
+    first = {f"{i:03}": "x" for i in range(100)}
+    fit(network(), squares, Config(tmp_path), lambda _: {}, contents=first)
+    fit(network(), squares, Config(tmp_path), lambda _: {}, contents=dict(reversed(first.items())))
+    with pytest.raises(ValueError, match=r"other data \(gone: 000, 001, 002, 003, 004 and 94 more; changed: 099\);"):
+        fit(network(), squares, Config(tmp_path), lambda _: {}, contents={"099": "y"})
+
+
 @pytest.mark.parametrize("minutes", [0.0, -1.0, float("nan")])
 def test_no_minutes_are_refused(minutes: float, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"loop.minutes is {minutes}; it must be more than 0"):
