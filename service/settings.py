@@ -167,7 +167,9 @@ class Settings(BaseSettings):
         "may have), and then from a request to its end, else 504",
     )
     result_seconds: float = Field(default=600, ge=0, description="how long a result can be fetched under its id")
-    result_bytes: int = Field(default=256 * 2**20, ge=0, description="most bytes of results kept to be fetched")
+    result_bytes: int = Field(
+        default=256 * 2**20, ge=0, description="most bytes of results kept to be fetched, beside the newest"
+    )
     heartbeat_seconds: float = Field(default=5, gt=0, description="silence after which a worker is not ready")
     stall_seconds: float = Field(default=300, gt=0, description="time without a step after which a worker is killed")
     shutdown_seconds: int = Field(default=30, ge=0, description="time given to running requests at shutdown")
