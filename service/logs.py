@@ -35,7 +35,7 @@ class JsonLines(logging.Formatter):
 
 
 class TextLines(logging.Formatter):
-    """A line of text for each record, and its trace below it. What a message breaks its line with is spelled out: it may
+    """A line of text for each record, and its trace below it. What would break the line is spelled out: a message may
     hold what a client sent."""
 
     def __init__(self) -> None:

@@ -23,10 +23,10 @@ def test_batch_that_had_no_room_is_tried_again_later_and_its_kind_is_not_remembe
     clock = [1000.0]
     runner = _Runner(FakeCascade(tmp_path), Inbox(), lambda: clock[0])  # type: ignore[arg-type]
 
-    def begun(prompt: str, **options: int) -> list[int]:
+    def begun(prompt: str, steps: int | None = None) -> list[int]:
         log = tmp_path / "log"
         log.unlink(missing_ok=True)
-        runner.run([Item(str(index), GenerateRequest(prompt, index, **options)) for index in range(2)])
+        runner.run([Item(str(index), GenerateRequest(prompt, index, steps=steps)) for index in range(2)])
         return [line.count("+") + 1 for line in log.read_text().splitlines() if line.startswith("begun ")]
 
     assert begun("crowded") == [2, 1, 1]
