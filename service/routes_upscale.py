@@ -136,7 +136,7 @@ async def _read_form(request: Request) -> tuple[bytes, dict[str, str]]:
                 raise Problem(422, "the form has no file in its field 'image'")
             fields = {name: value for name, value in form.items() if isinstance(value, str)}
             return await image.read(), fields
-    except MultipartParseError as error:
+    except (MultipartParseError, UnicodeError) as error:  # the latter of names, in the charset that the form says
         raise Problem(400, f"the form cannot be read: {error}") from error
 
 
