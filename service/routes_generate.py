@@ -17,7 +17,7 @@ from service.security import counted
 from service.settings import Settings
 
 ERRORS = {
-    400: "The body is not JSON.",
+    400: "The body is not JSON, or a form that cannot be read.",
     401: "An API key is needed.",
     403: "Another site's page asks.",
     406: "Accept names nothing that this can be answered as.",

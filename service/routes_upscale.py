@@ -81,7 +81,7 @@ def upscale_router(settings: Settings) -> APIRouter:
     @router.post(
         "/inspect",
         response_model=dict[str, Any],
-        responses=problem_responses({each: ERRORS[each] for each in (401, 403, 408, 413, 415, 422)} | TOO_MUCH),
+        responses=problem_responses({each: ERRORS[each] for each in (400, 401, 403, 408, 413, 415, 422)} | TOO_MUCH),
         openapi_extra={"requestBody": upload_schema(options=False)},
     )
     async def inspect(request: Request, client: Annotated[str, Depends(counted)]) -> Response:
@@ -89,10 +89,11 @@ def upscale_router(settings: Settings) -> APIRouter:
         `settings` as an object; as text where they are none, or longer than 65536 characters."""
         with in_hand(request, client, settings):
             data, _ = await read_upload(request)
+            most = max(settings.max_input_pixels, settings.max_pixels)
             try:
-                return Response(await decoders(request).run(inspected, data), media_type="application/json")
+                return Response(await decoders(request).run(inspected, data, most), media_type="application/json")
             except InvalidPicture as error:
-                raise Problem(422, str(error)) from error
+                raise Problem(413 if error.too_large else 422, str(error)) from error
 
     return router
 

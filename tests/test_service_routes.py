@@ -133,6 +133,16 @@ def test_metadata_of_another_program_is_read_and_no_picture_refused(server: Runn
     assert found == {"parameters": "a cat\nSteps: 20", "settings": "not JSON"}
 
 
+def test_metadata_is_read_of_pictures_as_large_as_are_delivered_and_no_larger(server: Running) -> None:
+    answers = {}
+    for side in (252, 254):
+        png = encode_picture(Picture(np.zeros((side, side, 3), np.uint8)), metadata={"parameters": "a cat"})
+        answers[side] = server.client.post("/inspect", files={"image": png})
+    assert answers[252].json() == {"parameters": "a cat"}
+    assert answers[254].status_code == 413
+    assert "254x254; at most 0.064 megapixels" in problem(answers[254]).detail
+
+
 DEEP = '{"a":' * 5000 + "0" + "}" * 5000
 
 
