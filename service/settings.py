@@ -147,6 +147,12 @@ class Settings(BaseSettings):
     max_pixels: int = Field(
         default=8192 * 8192, ge=1, description="largest picture delivered, in pixels; service.batch has 2**30"
     )
+    max_base_pixels: int | None = Field(
+        default=None,
+        ge=1,
+        description="largest picture that the base model draws, in pixels; none: 4 times what it draws by itself, "
+        "at least 256×256",
+    )
     max_images: int = Field(default=8, ge=1, le=8, description="most pictures of one request")
     queue_size: int = Field(
         default=32,
