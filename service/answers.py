@@ -105,6 +105,7 @@ async def answer(
     records: Records = request.app.state.records
     record = begin(request, client, wanted, output, kind, fingerprint)
     if wants_async(request):
+        record.detached = True  # also where it joins one that was not
         location = f"{request.scope.get('root_path', '')}/requests/{record.id}"
         headers = {"Location": location, "Preference-Applied": "respond-async"}
         return JSONResponse(status_of(records, record), 202, headers)

@@ -44,18 +44,21 @@ def load_cascade(settings: Settings) -> Cascade:
     from tqdm import tqdm
 
     tqdm.set_lock(threading.RLock())  # its own is a semaphore of the system's that a killed process leaves behind
-    from diffusers.utils.logging import disable_progress_bar as diffusers_quiet
+    from diffusers.utils import logging as diffusers_log
     from torch import nn
-    from transformers.utils.logging import disable_progress_bar as transformers_quiet
+    from transformers.utils import logging as transformers_log
 
     import ldm
     from service.steady import make_steady
 
-    diffusers_quiet()  # a bar for each part of each model says nothing in a log
-    transformers_quiet()
+    for log in (diffusers_log, transformers_log):
+        log.disable_progress_bar()  # a bar for each part of each model says nothing in a log
     place: dict[str, Any] = {"device": settings.device, "dtype": settings.dtype}
     base = ldm.load(settings.base_model, **place, allow_download=settings.allow_download)
     make_steady(*(part for part in base.components.values() if isinstance(part, nn.Module)))
+    if not settings.log_prompts:
+        for log in (diffusers_log, transformers_log):
+            log.set_verbosity_error()  # their warnings quote what of a prompt a tokenizer cuts off
     return DiffusersCascade(base, load_upscaler(settings).pipeline, settings)
 
 

@@ -1,7 +1,8 @@
 """What the server and its worker processes say to each other over a pipe: plain frozen data.
 
 To the worker go `Run` and `Cancel`; from it come `Loaded` or `LoadFailed`, then `Beat` at all times, and for each
-batch `Stepped`, a `Finished` for each item, and `BatchDone`.
+batch `Stepped`, then `Timed`, a `Finished` for each item, and `BatchDone`; a batch that had no room is done in parts,
+each with a `Timed` of its own.
 """
 
 from __future__ import annotations
@@ -91,6 +92,13 @@ class Failure:
     message: str
     field: str = ""
     got: Any = None
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Pictures made together took so many seconds in each stage."""
+
+    seconds: dict[str, float]
 
 
 @dataclass(frozen=True)

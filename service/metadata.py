@@ -22,13 +22,13 @@ def metadata_of(request: Request, used: UsedSettings, versions: dict[str, str]) 
     }
 
 
-def inspected(data: bytes) -> bytes:
+def inspected(data: bytes, max_pixels: int) -> bytes:
     """What a picture's file says of how it was made, as a JSON object, whose `settings` are one too.
 
     They are text where the file's are longer than LONGEST_SETTINGS, no JSON object, or cannot be told in JSON: anybody
-    may have written them. Raises InvalidPicture.
+    may have written them. Raises InvalidPicture, also for more than `max_pixels`.
     """
-    found = read_metadata(data)
+    found = read_metadata(data, max_pixels)
     text = found.get("settings", "")
     with suppress(ValueError, RecursionError):
         settings = json.loads(text) if len(text) <= LONGEST_SETTINGS else None

@@ -57,9 +57,12 @@ class Metrics:
         for wait in waits:
             self._waits.observe(wait)
 
-    def made(self, seconds: dict[str, float]) -> None:
-        """A picture is done, after so many seconds in each stage."""
+    def made(self) -> None:
+        """A picture is done."""
         self._pictures.inc()
+
+    def timed(self, seconds: dict[str, float]) -> None:
+        """A batch took so many seconds in each stage."""
         for stage, spent in seconds.items():
             self._stages.labels(stage).observe(spent)
 

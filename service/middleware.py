@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Mapping
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.logs import request_id as current_id
@@ -59,6 +59,8 @@ class Gate:
                 await problem_response(Request(scope), refusal)(scope, receive, send_with_headers)
             else:
                 await self.app(scope, receive, send_with_headers)
+        except ClientDisconnect:
+            status = status or 499
         except Exception:
             if status:
                 raise

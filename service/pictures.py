@@ -9,7 +9,18 @@ from xml.sax.saxutils import escape
 
 from PIL import Image
 
-from sr3.images import FORMATS, LONGEST_SIDE, WRITTEN, ImageError, Picture, TooLarge, encode, read, sixteen_bit
+from sr3.images import (
+    FORMATS,
+    LONGEST_SIDE,
+    MAX_PIXELS,
+    WRITTEN,
+    ImageError,
+    Picture,
+    TooLarge,
+    encode,
+    read,
+    sixteen_bit,
+)
 from sr3.images import check_format as _check_format
 
 MEDIA_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "TIFF": "image/tiff"}
@@ -98,15 +109,24 @@ def encode_picture(
         raise InvalidPicture(str(error)) from error
 
 
-def read_metadata(data: bytes) -> dict[str, str]:
-    """What `encode_picture` wrote into a file; other programs' `parameters` too. Raises InvalidPicture."""
+def read_metadata(data: bytes, max_pixels: int = MAX_PIXELS) -> dict[str, str]:
+    """What `encode_picture` wrote into a file; other programs' `parameters` too. Raises InvalidPicture, also for more
+    pixels: those of a PNG are decoded on the way to the text behind them."""
     try:
         with Image.open(io.BytesIO(data), formats=WRITTEN) as file:
+            width, height = file.size
+            if width * height > max_pixels:
+                limit = f"at most {max_pixels / 1e6:g} megapixels are accepted"
+                raise InvalidPicture(f"the picture is {width}x{height}; {limit}", too_large=True)
             found = {key: value for key, value in getattr(file, "text", {}).items() if isinstance(value, str)}
             comment = file.getexif().get_ifd(_EXIF_IFD).get(_USER_COMMENT)
             if isinstance(comment, bytes) and comment.startswith(b"UNICODE\0"):
                 found.setdefault("parameters", comment[8:].decode("utf-16-be", "replace"))
             return found | _from_xmp(file.info.get("xmp"))
+    except InvalidPicture:
+        raise
+    except Image.DecompressionBombError as error:
+        raise InvalidPicture(f"the picture is too large: {error}", too_large=True) from error
     except Exception as error:  # Pillow raises many kinds for broken files
         reason = f"{error}".split("<", 1)[0].strip() or type(error).__name__
         raise InvalidPicture(f"the picture cannot be read: {reason}; accepted are {', '.join(WRITTEN)}") from error

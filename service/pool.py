@@ -12,7 +12,7 @@ from typing import Any
 
 from service.fair import FairQueue, QueueFull
 from service.logs import request_id
-from service.messages import BatchDone, Failure, Finished, Item, Made, Stepped
+from service.messages import BatchDone, Failure, Finished, Item, Made, Stepped, Timed
 from service.metrics import Metrics
 from service.process import State, WorkerProcess
 from service.requests import InvalidRequest, ModelInfo, Request
@@ -244,6 +244,8 @@ class Pool:
                     job.step = message
                     job.preview = previews.get(job.id, job.preview)
                     job.tell()
+            case Timed(seconds):
+                self.metrics.timed(seconds)
             case Finished(id, outcome):
                 if id in self._jobs:
                     self._finish(self._jobs[id], outcome)
@@ -256,7 +258,7 @@ class Pool:
 
     def _finish(self, job: Job, outcome: Made | Failure) -> None:
         if isinstance(outcome, Made):
-            self.metrics.made(outcome.seconds)
+            self.metrics.made()
             if not job.done.done():
                 job.done.set_result(outcome)
         elif outcome.kind == "invalid":

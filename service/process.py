@@ -81,24 +81,34 @@ class WorkerProcess:
         return self.state is State.READY and self._now() - self._last_beat < self._settings.heartbeat_seconds
 
     def start(self) -> None:
-        """Start the process; it loads in its own time."""
+        """Start the process; it loads in its own time. One that cannot be started is lost like one that died."""
         self._loop = asyncio.get_running_loop()
         self.state, self._generation = State.LOADING, self._generation + 1
         self._started = self._last_beat = self._now()
+        try:
+            self._begin(self._generation)
+        except Exception as error:  # no descriptor or no thread is free
+            self._loop.call_soon(self._lost, self._generation, _not_started(error))
+
+    def _begin(self, generation: int) -> None:
         context: Any = multiprocessing.get_context(METHOD)
         theirs, ours = context.Pipe()
-        self._process = context.Process(
+        process = context.Process(
             target=run_worker, args=(theirs, self._factory, self._settings), name="cascade", daemon=True
         )
-        generation = self._generation
 
-        def begin() -> None:  # may wait for the fork server to import torch
-            self._process.start()
-            theirs.close()
-            self._read(ours, generation)
+        def live() -> None:
+            try:
+                with theirs:
+                    process.start()  # may wait for the fork server to import torch
+            except Exception as error:
+                ours.close()
+                self._tell(self._lost, generation, _not_started(error))
+            else:
+                self._read(ours, process, generation)
 
-        self._pipe = ours
-        threading.Thread(target=begin, name="from-worker", daemon=True).start()
+        threading.Thread(target=live, name="from-worker", daemon=True).start()
+        self._process, self._pipe = process, ours
 
     def run(self, items: list[Item]) -> None:
         """Give the idle process a batch."""
@@ -161,7 +171,7 @@ class WorkerProcess:
 
         self._sender.submit(send)
 
-    def _read(self, pipe: Connection, generation: int) -> None:
+    def _read(self, pipe: Connection, process: Any, generation: int) -> None:
         """In a thread: pass on what the process says until its end."""
         with pipe:
             try:
@@ -169,8 +179,8 @@ class WorkerProcess:
                     self._tell(self._heard, generation, pipe.recv())
             except (EOFError, OSError):
                 pass
-        self._process.join(10)
-        self._tell(self._lost, generation, self._process.exitcode)
+        process.join(10)
+        self._tell(self._lost, generation, f"ended with {process.exitcode}")
 
     def _tell(self, call: Callable[..., None], *arguments: object) -> None:
         with contextlib.suppress(RuntimeError):  # the event loop is closed
@@ -202,15 +212,15 @@ class WorkerProcess:
                     self.busy = False
                 self._on_message(self, message)
 
-    def _lost(self, generation: int, code: int | None) -> None:
+    def _lost(self, generation: int, how: str) -> None:
         if generation != self._generation:
             return
         if self.info is None:
-            self.failure = f"the process ended with {code} while it loaded"
+            self.failure = f"the process {how}"
             self.state, self._pipe = State.FAILED, None
             self._on_change(self)
             return
-        _log.error("worker ended with %s; starting another in %.1f s", code, self._delay)
+        _log.error("worker %s; starting another in %.1f s", how, self._delay)
         self.state, self._pipe = State.LOADING, None
         self._started = self._now()
         self._loop.call_later(self._delay, self._start_again, generation)
@@ -221,3 +231,7 @@ class WorkerProcess:
     def _start_again(self, generation: int) -> None:
         if generation == self._generation and self.state is State.LOADING:
             self.start()
+
+
+def _not_started(error: Exception) -> str:
+    return f"could not be started ({type(error).__name__}: {error})"

@@ -105,7 +105,8 @@ class Record:
 
 
 class Records:
-    """The records of one server. Results go after `result_seconds`, the oldest earlier where they take too much."""
+    """The records of one server. Results go after `result_seconds`, the oldest earlier where they take too much,
+    never the newest."""
 
     def __init__(self, pool: Pool, settings: Settings, explain: Callable[[Exception], Problem]) -> None:
         self.pool = pool
@@ -202,9 +203,10 @@ class Records:
         return delivered
 
     def _sweep(self) -> None:
-        """Forget what is old, and the oldest results where there are too many bytes of them."""
+        """Forget what is old, and the oldest results where there are too many bytes of them; but not the newest, which
+        nobody could have fetched."""
         least, most = time.time() - self._settings.result_seconds, self._settings.result_bytes
-        while self._ended and (self._bytes > most or (self._ended[0].ended or 0.0) < least):
+        while self._ended and ((self._bytes > most and len(self._ended) > 1) or (self._ended[0].ended or 0.0) < least):
             record = self._ended.popleft()
             self._bytes -= record.size
             del self._records[record.id]

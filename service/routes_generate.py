@@ -11,11 +11,13 @@ from service.answers import answer, chosen_answer
 from service.openapi import IDEMPOTENCY_KEY, PICTURE_ANSWERS, PREFER, TOO_SLOW, problem_responses
 from service.problems import Problem, bad_fields, shown
 from service.records import Output, with_seeds
-from service.requests import GenerateRequest
+from service.requests import GenerateRequest, ModelInfo
 from service.schemas import EXAMPLES, FieldError, GenerateQuery, generate_body
 from service.security import counted
 from service.settings import Settings
 
+SMALL_BASE = 256 * 256
+"""Pixels that any base model may draw."""
 ERRORS = {
     400: "The body is not JSON, or a form that cannot be read.",
     406: "Accept names nothing that this can be answered as.",
@@ -76,6 +78,10 @@ def check_size(request: Request, settings: Settings, wanted: GenerateRequest) ->
     """Refuse, before it waits in the queue, what would be too large or that the models do not take."""
     info = request.app.state.pool.info
     width, height = wanted.width or info.width, wanted.height or info.height
+    most = most_base_pixels(settings, info)
+    if width * height > most:
+        detail = f"the base picture would be {width}×{height}; at most {most} pixels are drawn before they are enlarged"
+        raise Problem(413, f"{detail}, and SERVICE_MAX_BASE_PIXELS={width * height} would let it pass")
     pixels = width * height * wanted.upscale**2
     if pixels > settings.max_pixels:
         large = f"{width * wanted.upscale}×{height * wanted.upscale}"
@@ -88,6 +94,11 @@ def check_size(request: Request, settings: Settings, wanted: GenerateRequest) ->
         side = getattr(wanted, field)
         if side is not None and (not info.size_multiple or side % info.size_multiple):
             raise _refused(field, side, f"multiples of {info.size_multiple}" if info.size_multiple else "null")
+
+
+def most_base_pixels(settings: Settings, info: ModelInfo) -> int:
+    """Of what the base model draws: attention takes time by the square of it, and is not interrupted."""
+    return settings.max_base_pixels or max(4 * info.width * info.height, SMALL_BASE)
 
 
 def _refused(field: str, got: object, accepted: str) -> Problem:

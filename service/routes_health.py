@@ -12,6 +12,7 @@ from service.failures import unavailable
 from service.metrics import CONTENT_TYPE, Metrics
 from service.openapi import problem_responses
 from service.pool import Pool
+from service.routes_generate import most_base_pixels
 from service.security import authenticated
 from service.settings import Settings
 
@@ -49,6 +50,7 @@ def health_router(settings: Settings) -> APIRouter:
         pool: Pool = request.app.state.pool
         names = ("base_steps", "sr_steps", "aug_level", "guidance_scale", "max_prompt_chars", "max_images")
         limits = ("max_input_pixels", "max_upload_bytes", "max_pixels", "queue_size", "request_timeout")
-        return asdict(pool.info) | {"settings": {name: getattr(settings, name) for name in (*names, *limits)}}
+        shown = {name: getattr(settings, name) for name in (*names, *limits)}
+        return asdict(pool.info) | {"settings": shown | {"max_base_pixels": most_base_pixels(settings, pool.info)}}
 
     return router

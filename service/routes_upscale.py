@@ -91,10 +91,11 @@ def upscale_router(settings: Settings) -> APIRouter:
         `settings` as an object; as text where they are none, or longer than 65536 characters."""
         with in_hand(request, client, settings):
             data, _ = await read_upload(request)
+            most = max(settings.max_input_pixels, settings.max_pixels)
             try:
-                return Response(await decoders(request).run(inspected, data), media_type="application/json")
+                return Response(await decoders(request).run(inspected, data, most), media_type="application/json")
             except InvalidPicture as error:
-                raise Problem(422, str(error)) from error
+                raise Problem(413 if error.too_large else 422, str(error)) from error
 
     return router
 
@@ -138,7 +139,7 @@ async def _read_form(request: Request) -> tuple[bytes, dict[str, str]]:
                 raise Problem(422, "the form has no file in its field 'image'")
             fields = {name: value for name, value in form.items() if isinstance(value, str)}
             return await image.read(), fields
-    except MultipartParseError as error:
+    except (MultipartParseError, UnicodeError) as error:  # the latter of names, in the charset that the form says
         raise Problem(400, f"the form cannot be read: {error}") from error
 
 

@@ -113,8 +113,20 @@ class GenerateBody(BaseModel):
     scheduler: str | None = Field(
         default=None, min_length=1, max_length=40, description="of the base model, by name", examples=["DDIM"]
     )
-    width: int | None = Field(default=None, ge=8, le=4096, description="of the base picture", examples=[64])
-    height: int | None = Field(default=None, ge=8, le=4096, description="of the base picture", examples=[64])
+    width: int | None = Field(
+        default=None,
+        ge=8,
+        le=4096,
+        description="of the base picture, which has max_base_pixels of /info at most",
+        examples=[64],
+    )
+    height: int | None = Field(
+        default=None,
+        ge=8,
+        le=4096,
+        description="of the base picture, which has max_base_pixels of /info at most",
+        examples=[64],
+    )
     sr_scheduler: str | None = Field(
         default=None, min_length=1, max_length=40, description="of each enlargement, by name", examples=["DDIM"]
     )

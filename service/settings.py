@@ -147,6 +147,12 @@ class Settings(BaseSettings):
     max_pixels: int = Field(
         default=8192 * 8192, ge=1, description="largest picture delivered, in pixels; service.batch has 2**30"
     )
+    max_base_pixels: int | None = Field(
+        default=None,
+        ge=1,
+        description="largest picture that the base model draws, in pixels; none: 4 times what it draws by itself, "
+        "at least 256×256",
+    )
     max_images: int = Field(default=8, ge=1, le=8, description="most pictures of one request")
     queue_size: int = Field(
         default=32,
@@ -167,7 +173,9 @@ class Settings(BaseSettings):
         "may have), and then from a request to its end, else 504",
     )
     result_seconds: float = Field(default=600, ge=0, description="how long a result can be fetched under its id")
-    result_bytes: int = Field(default=256 * 2**20, ge=0, description="most bytes of results kept to be fetched")
+    result_bytes: int = Field(
+        default=256 * 2**20, ge=0, description="most bytes of results kept to be fetched, beside the newest"
+    )
     heartbeat_seconds: float = Field(default=5, gt=0, description="silence after which a worker is not ready")
     stall_seconds: float = Field(default=300, gt=0, description="time without a step after which a worker is killed")
     shutdown_seconds: int = Field(default=30, ge=0, description="time given to running requests at shutdown")

@@ -31,6 +31,7 @@ from service.messages import (
     Made,
     Run,
     Stepped,
+    Timed,
 )
 from service.requests import (
     Cascade,
@@ -49,6 +50,7 @@ CascadeFactory = Callable[[Settings], Cascade]
 BEAT_SECONDS = 0.5
 PREVIEW_SECONDS = 0.4
 STEP_SECONDS = 0.25  # how often steps are told of that nobody watches
+FITS_SECONDS = 600.0  # then a batch that had no room is tried again: others may have had the device's memory
 _log = logging.getLogger("service.worker")
 
 
@@ -131,16 +133,17 @@ def _device_memory() -> int:
 class _Runner:
     """Runs batches on a cascade, and halves those that do not fit the device."""
 
-    def __init__(self, cascade: Cascade, inbox: _Inbox) -> None:
-        self._cascade, self._inbox = cascade, inbox
-        self._fits: dict[object, int] = {}
+    def __init__(self, cascade: Cascade, inbox: _Inbox, now: Callable[[], float] = time.monotonic) -> None:
+        self._cascade, self._inbox, self._now = cascade, inbox, now
+        self._fits: dict[object, tuple[int, float]] = {}  # how many of a key, and until when that holds
         self._shown = 0.0
 
     def run(self, items: Sequence[Item]) -> None:
         """Do the batch and answer for each of its items."""
         start = time.monotonic()
         key = items[0].request.key()
-        size = self._fits.get(key, len(items))
+        self._fits = {each: fit for each, fit in self._fits.items() if fit[1] > self._now()}
+        size, _ = self._fits.get(key, (len(items), 0.0))
         for first in range(0, len(items), size):
             self._run_part(key, items[first : first + size])
         stopped = all(item.id in self._inbox.cancelled for item in items)
@@ -153,7 +156,7 @@ class _Runner:
         except OutOfMemory as error:
             if len(items) > 1:
                 half = (len(items) + 1) // 2
-                self._fits[key] = half
+                self._fits[key] = half, self._now() + FITS_SECONDS
                 _log.warning("out of memory with %d pictures; trying %d", len(items), half)
                 self._run_part(key, items[:half])
                 self._run_part(key, items[half:])
@@ -164,6 +167,9 @@ class _Runner:
         except BaseException as error:  # an item without an answer would hang its client
             _log.exception("requests %s failed", ", ".join(item.trace for item in items))
             outcomes = [_failure(error) for _ in items]
+        made = next((each for each in outcomes if isinstance(each, Made)), None)
+        if made is not None:
+            self._inbox.send(Timed(made.seconds))
         for item, outcome in zip(items, outcomes, strict=True):
             self._inbox.send(Finished(item.id, outcome))
 

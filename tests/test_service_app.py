@@ -17,7 +17,8 @@ from PIL import Image
 
 from service.app import create_app
 from service.pool import State
-from service.requests import GenerateRequest
+from service.requests import GenerateRequest, ModelInfo
+from service.routes_generate import most_base_pixels
 from service.settings import Settings
 from tests.service_fakes import BASE, Running, fake, flat_result, problem, serving, wait_until
 
@@ -160,6 +161,40 @@ def test_picture_that_would_be_too_large_is_413(tmp_path: Path) -> None:
         answer = server.client.post("/generate?upscale=16", json={"prompt": "a"})
     assert answer.status_code == 413
     assert "128×128; at most 1024 pixels" in problem(answer).detail
+
+
+def test_base_picture_that_would_hold_the_device_for_long_is_413(server: Running, tmp_path: Path) -> None:
+    for width, height in ((4096, 4096), (24, 4096), (264, 256)):
+        answer = server.client.post("/generate?upscale=1", json={"prompt": "a", "width": width, "height": height})
+        assert answer.status_code == 413, answer.text
+        assert f"{width}×{height}; at most 65536 pixels" in problem(answer).detail
+    answer = server.client.post("/generate?upscale=1", json={"prompt": "a", "width": 256, "height": 256})
+    assert answer.status_code == 200
+    with serving(tmp_path, max_base_pixels=16 * 16) as strict:
+        assert strict.client.get("/info").json()["settings"]["max_base_pixels"] == 256
+        answers = [strict.client.post("/generate", json={"prompt": "a", "width": side}) for side in (32, 40)]
+        as_openai = strict.client.post("/v1/images/generations", json={"prompt": "a", "size": "64x64"})
+    assert [answer.status_code for answer in answers] == [200, 413]
+    assert "40×8; at most 256 pixels" in problem(answers[1]).detail
+    assert "SERVICE_MAX_BASE_PIXELS=320 would let it pass" in problem(answers[1]).detail
+    assert as_openai.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("own", "asked", "fits"),
+    [
+        (64, (256, 256), True),
+        (64, (512, 512), False),
+        (512, (1024, 1024), True),
+        (1024, (1344, 768), True),
+        (1024, (1920, 1088), True),
+        (1024, (2048, 2048), True),
+        (1024, (4096, 4096), False),
+    ],
+)
+def test_base_models_draw_what_people_ask_of_them(own: int, asked: tuple[int, int], fits: bool) -> None:
+    info = ModelInfo(width=own, height=own)
+    assert (asked[0] * asked[1] <= most_base_pixels(Settings(), info)) is fits
 
 
 def test_healthz_answers_while_loading_and_the_rest_says_so(tmp_path: Path) -> None:

@@ -1,21 +1,26 @@
 """The cascade with small stand-ins for the two pipelines: seeds, sizes, settings, steps, refusals."""
 
+import logging
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
+from diffusers.utils import logging as diffusers_log
+from transformers.utils import logging as transformers_log
 
-from service.cascade import DiffusersCascade
+from service.cascade import DiffusersCascade, load_cascade
 from service.draw import BUNDLED_GUIDANCE
 from service.requests import GenerateRequest, GenerateResult, InvalidRequest, NotWanted
 from service.settings import Settings
 from service.upscale import Progress
+from tests.ldm_families import build, tokenizer
 
 StepEnd = Callable[..., dict[str, Any]]
 
@@ -327,3 +332,33 @@ def test_unknown_scheduler_is_refused_by_name() -> None:
     with pytest.raises(InvalidRequest, match="this model takes DDPM, DDIM") as raised:
         one(make(), GenerateRequest("a", seed=1, scheduler="no"))
     assert raised.value.field == "scheduler"
+
+
+@pytest.fixture(scope="module")
+def flux_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Flux: CLIP reads 16 tokens, T5 64."""
+    folder = tmp_path_factory.mktemp("flux")
+    pipeline = build("flux")
+    pipeline.register_modules(tokenizer_2=tokenizer(64))
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_what_of_a_prompt_one_tokenizer_cuts_off_is_logged_only_when_asked(flux_folder: Path, asked: bool) -> None:
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("diffusers")
+    before = diffusers_log.get_verbosity(), transformers_log.get_verbosity()
+    logger.addHandler(handler)
+    try:
+        cascade = load_cascade(Settings(base_model=str(flux_folder), device="cpu", log_prompts=asked))
+        request = GenerateRequest("a red apple " * 8, seed=1, upscale=1, steps=1, width=32, height=32)
+        (made,) = cascade.generate([request])
+    finally:
+        logger.removeHandler(handler)
+        diffusers_log.set_verbosity(before[0])
+        transformers_log.set_verbosity(before[1])
+    assert isinstance(made, GenerateResult), made
+    assert any("red apple" in each for each in said) is asked

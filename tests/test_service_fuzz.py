@@ -154,6 +154,11 @@ def test_bad_bodies_and_headers_are_answered(server: Running) -> None:
     ]
     bodies += [b'--x\r\nContent-Disposition: form-data; name="image"\r\n\r\n' + b"a" * n for n in (0, 10, 20_000)]
     bodies += [b'--x\r\nContent-Disposition: form-data; name="image"; filename="../../a"\r\n\r\n' + whole]
+    foreign = b'--x\r\nContent-Disposition: form-data; name="image\xff"; filename="\xff.png"\r\n\r\n1\r\n--x--\r\n'
+    for charset in ("undefined", "idna", "punycode", "utf-7", "utf-16", "unicode_escape", "hex", "nothing", "\xff"):
+        head = {b"content-type": f"{form}; charset={charset}".encode("latin-1")}
+        for path in ("/upscale", "/inspect"):
+            check(server.client.post(path, content=foreign, headers=head))
     for path in ("/upscale", "/inspect", "/generate", "/v1/images/generations"):
         for body in (*bodies, whole, b"{", b"[" * 5000, b"\xff\xfe", b'{"a":' * 900, b"null", b"1e999", b'"\\ud800"'):
             for kind in (form, "application/json", "image/png; charset=\xff"):

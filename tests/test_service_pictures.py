@@ -1,6 +1,8 @@
 """Uploaded bytes to pictures and back, and what is written into the file about how it was made."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -109,6 +111,10 @@ def test_refusals_say_whether_only_the_size_is_at_fault() -> None:
         decode_picture(encode_picture(Picture(pixels(7, 16))), 256)
     with pytest.raises(InvalidPicture, match="cannot be read"):
         read_metadata(b"no picture")
+    header = b"IHDR" + struct.pack(">II", 20_000, 20_000) + png[24:29]
+    with pytest.raises(InvalidPicture, match="too large") as bomb:
+        read_metadata(png[:12] + header + struct.pack(">I", zlib.crc32(header)) + png[33:])
+    assert bomb.value.too_large
 
 
 @pytest.mark.parametrize(

@@ -208,6 +208,21 @@ def test_a_repeated_request_is_done_anew_while_the_one_before_is_being_cancelled
     assert server.begun() == ["a", "a"]
 
 
+def test_request_that_is_joined_in_the_background_goes_on_when_its_first_client_leaves(server: Running) -> None:
+    server.hold()
+    with connection(server, "idempotency-key: k1\r\n", prompt="a", seed=7):
+        wait_until(server.begun)
+        head = {"idempotency-key": "k1", "prefer": "respond-async"}
+        joined = server.client.post("/generate", json={"prompt": "a", "seed": 7}, headers=head)
+        assert joined.status_code == 202
+        (record,) = server.app.state.records._records.values()
+        assert record.followers == 1
+    wait_until(lambda: record.followers == 0)
+    server.go()
+    assert ended(server, joined.headers["location"])["state"] == "succeeded"
+    assert server.begun() == ["a"]
+
+
 def test_time_that_is_up_is_504_and_stops_the_work(tmp_path: Path) -> None:
     with serving(tmp_path, request_timeout=2, step_seconds=0.05) as server:
         answer = ask(server, "long", steps=100)
@@ -359,6 +374,18 @@ def test_results_are_forgotten_in_time_and_by_size(tmp_path: Path) -> None:
         server.client.post("/generate", json={"prompt": "a"}, headers=head)
         other = {"prompt": "another, under the same key"}
         wait_until(lambda: server.client.post("/generate", json=other, headers=head).status_code == 200)
+
+
+def test_newest_result_is_kept_however_large_it_is(tmp_path: Path) -> None:
+    with serving(tmp_path, result_bytes=0) as server:
+        first, second = begin(server, "a"), begin(server, "b")
+        assert ended(server, second)["state"] == "succeeded"
+        assert server.client.get(second + "/pictures/0").status_code == 200
+        assert server.client.get(first).status_code == 404
+        head = {"idempotency-key": "k1"}
+        once, again = (server.client.post("/generate", json={"prompt": "c"}, headers=head) for _ in range(2))
+        assert once.content == again.content
+    assert server.begun() == ["a", "b", "c"]
 
 
 def test_what_is_kept_of_a_result_is_its_file_alone(server: Running) -> None:

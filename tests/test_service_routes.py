@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, aclosing, contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ from PIL import Image
 
 from service.answers import negotiate
 from service.app import UPLOADS_IN_HAND
-from service.logs import JsonLines, request_id
+from service.logs import JsonLines, TextLines, request_id
 from service.pictures import encode_picture
 from service.records import Output, Record
 from service.requests import ModelInfo
@@ -133,6 +134,16 @@ def test_metadata_of_another_program_is_read_and_no_picture_refused(server: Runn
     png = encode_picture(Picture(noise()), metadata={"parameters": "a cat\nSteps: 20", "settings": "not JSON"})
     found = server.client.post("/inspect", files={"image": png}).json()
     assert found == {"parameters": "a cat\nSteps: 20", "settings": "not JSON"}
+
+
+def test_metadata_is_read_of_pictures_as_large_as_are_delivered_and_no_larger(server: Running) -> None:
+    answers = {}
+    for side in (252, 254):
+        png = encode_picture(Picture(np.zeros((side, side, 3), np.uint8)), metadata={"parameters": "a cat"})
+        answers[side] = server.client.post("/inspect", files={"image": png})
+    assert answers[252].json() == {"parameters": "a cat"}
+    assert answers[254].status_code == 413
+    assert "254x254; at most 0.064 megapixels" in problem(answers[254]).detail
 
 
 DEEP = '{"a":' * 5000 + "0" + "}" * 5000
@@ -394,6 +405,31 @@ def test_figures_count_what_happened(tmp_path: Path) -> None:
     assert "service_worker_memory_bytes" in text
 
 
+def test_a_batch_is_timed_once_and_not_for_each_of_its_pictures(tmp_path: Path) -> None:
+    with serving(tmp_path, max_batch=4, batch_wait_ms=1000) as server:
+        server.client.post("/generate", json={"prompt": "a", "num_images": 4})
+        text = server.client.get("/metrics").text
+    assert server.begun() == ["a+a+a+a"]
+    assert "service_pictures_total 4.0" in text
+    assert 'service_stage_seconds_count{stage="base"} 1.0' in text
+    assert 'service_stage_seconds_sum{stage="base"} 0.25' in text
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"), [("/upscale", "image/png"), ("/inspect", "image/png"), ("/jobs/zip", "application/zip")]
+)
+def test_client_that_leaves_while_it_sends_is_no_error(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, path: str, kind: str
+) -> None:
+    with caplog.at_level(logging.INFO, "service"), serving(tmp_path, data_dir=tmp_path) as server:
+        with half_sent(server, path, f"content-type: {kind}\r\n"):
+            pass
+        wait_until(lambda: f'service_requests_total{{route="{path}"' in server.client.get("/metrics").text)
+        text = server.client.get("/metrics").text
+    assert f'service_requests_total{{route="{path}",status="499"}} 1.0' in text
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
 def test_log_has_ids_and_no_prompts_unless_asked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for asked in (False, True):
         caplog.clear()
@@ -411,6 +447,23 @@ def test_a_path_that_is_no_url_is_logged_too(tmp_path: Path, caplog: pytest.LogC
     with caplog.at_level(logging.INFO, "service"), serving(tmp_path) as server:
         assert server.client.get("/%2f[").status_code == 404
     assert "GET //[ 404" in [record.getMessage() for record in caplog.records if record.name == "service.access"]
+
+
+@pytest.mark.parametrize("breaks", ["\n", "\r\n", "\x1b[2K\r", "\x85", "\u2028"])
+def test_nobody_writes_lines_of_their_own_into_the_log(breaks: str) -> None:
+    path = f"/x{breaks}2026-01-01 ERROR service: forged"
+    record = logging.makeLogRecord({"msg": "%s %s", "args": ("GET", path), "name": "service.access"})
+    (line,) = TextLines().format(record).splitlines()
+    assert "GET /x" in line and "forged" in line
+    assert "\x1b" not in line
+
+
+def test_a_trace_keeps_its_lines() -> None:
+    try:
+        raise ValueError("why")
+    except ValueError:
+        record = logging.makeLogRecord({"msg": "failed", "exc_info": sys.exc_info()})
+    assert TextLines().format(record).splitlines()[-1] == "ValueError: why"
 
 
 @pytest.mark.parametrize(
