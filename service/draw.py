@@ -73,7 +73,8 @@ class Painter:
         from sr3.images import to_uint8
 
         pipeline = with_scheduler(self._pipeline, requests[0].scheduler)  # a new one; of its own kind for None
-        tell = StepCallback(on_step, "base", options["num_inference_steps"])
+        size = (options.get("height", self._info.height), options.get("width", self._info.width))
+        tell = StepCallback(on_step, "base", options["num_inference_steps"], size=size)
         listening = tell.listening(pipeline)
         output = pipeline(**options, **listening, generator=generators, output_type="pt")
         flagged = getattr(output, "nsfw_content_detected", None) or [False] * len(requests)

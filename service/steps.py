@@ -50,18 +50,27 @@ def _blocks(network: Any) -> list[Any]:
 
 
 class StepCallback:
-    """Announces a stage; then a callback of diffusers' that tells `on_step`, which may raise, of each of its steps."""
+    """Announces a stage; then a callback of diffusers' that tells `on_step`, which may raise, of each of its steps.
+
+    `preview` makes small pictures; without it they are made of the latents, `size` being the picture's height and
+    width.
+    """
 
     def __init__(
-        self, on_step: OnStep, stage: str, steps: int, preview: Callable[[], list[NDArray[np.uint8]]] | None = None
+        self,
+        on_step: OnStep,
+        stage: str,
+        steps: int,
+        preview: Callable[[], list[NDArray[np.uint8]]] | None = None,
+        size: tuple[int, int] | None = None,
     ) -> None:
-        self._on_step, self._preview = on_step, preview
+        self._on_step, self._preview, self._size = on_step, preview, size
         self._last = Progress(stage, 0, steps, preview)
         on_step(self._last)
 
     def __call__(self, pipeline: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
         """Step `step`, counted from 0, is done; some schedulers take more than they were asked for."""
-        preview, steps = self._preview or latent_preview(pipeline, values), self._last.steps
+        preview, steps = self._preview or latent_preview(pipeline, values, self._size), self._last.steps
         self._last = Progress(self._last.stage, min(step + 1, steps), steps, preview)
         self._on_step(self._last)
         return values
@@ -87,8 +96,10 @@ class StepCallback:
         return {}
 
 
-def latent_preview(pipeline: Any, values: dict[str, Any]) -> Callable[[], list[NDArray[np.uint8]]] | None:
-    """What would make small pictures of the latents of this step, for those who look."""
+def latent_preview(
+    pipeline: Any, values: dict[str, Any], size: tuple[int, int] | None
+) -> Callable[[], list[NDArray[np.uint8]]] | None:
+    """What would make small pictures of the latents of this step, for those who look; `size`: see `ldm.preview`."""
     latents = values.get("latents")
     if not hasattr(pipeline, "vae") or latents is None:
         return None
@@ -96,6 +107,6 @@ def latent_preview(pipeline: Any, values: dict[str, Any]) -> Callable[[], list[N
     def decode() -> list[NDArray[np.uint8]]:
         from ldm.preview import preview
 
-        return list(preview(pipeline, latents))
+        return list(preview(pipeline, latents, size))
 
     return decode

@@ -137,6 +137,7 @@ class _Runner:
         self._cascade, self._inbox, self._now = cascade, inbox, now
         self._fits: dict[object, tuple[int, float]] = {}  # how many of a key, and until when that holds
         self._shown = 0.0
+        self._preview_failed = False
 
     def run(self, items: Sequence[Item]) -> None:
         """Do the batch and answer for each of its items."""
@@ -210,13 +211,21 @@ class _Runner:
         return tell
 
     def _previews(self, items: Sequence[Item], progress: Progress) -> dict[str, np.ndarray]:
-        """Small pictures for those who look, a few times a second."""
+        """Small pictures for those who look, a few times a second; none, and a line in the log, where they fail."""
         watched = [item.watched for item in items]
         if progress.preview is None or not any(watched) or time.monotonic() - self._shown < PREVIEW_SECONDS:
             return {}
         self._shown = time.monotonic()
         shown = items if progress.of is None else [items[index] for index in progress.of]
-        pictures = zip(shown, progress.preview(), strict=True)
+        try:
+            pictures = list(zip(shown, progress.preview(), strict=True))
+        except Stop:  # a preview may run a network, at whose blocks the work can end
+            raise
+        except Exception as error:
+            if not self._preview_failed:
+                _log.warning("this model's previews fail", exc_info=error)
+            self._preview_failed = True
+            return {}
         return {item.id: picture for item, picture in pictures if item.watched}
 
 

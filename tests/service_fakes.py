@@ -107,7 +107,8 @@ class FakeCascade:
                     time.sleep(0.002)
                 time.sleep(self.step_seconds)
                 if on_step is not None:
-                    on_step(Progress(stage, step + 1, steps, (lambda: shown) if shown else None))
+                    pictures = shown[1:] if name.startswith("blind") else shown  # one too few
+                    on_step(Progress(stage, step + 1, steps, (lambda pictures=pictures: pictures) if shown else None))
                 self.log(f"step {name}")
         except BaseException as error:
             self.log(f"stopped {name} by {type(error).__name__}")

@@ -110,6 +110,16 @@ def test_every_family_takes_its_schedulers_and_shows_previews(name, folders):
             assert pipeline.scheduler.last_estimate.isfinite().all()
 
 
+@pytest.mark.parametrize(("width", "height"), [(32, 16), (64, 16), (None, 16), (None, None)])
+def test_previews_of_packed_latents_have_the_pictures_shape(width, height, folders, enlarger):
+    cascade = DiffusersCascade(load(folders["flux"], "cpu"), enlarger, Settings(base_model=str(folders["flux"])))
+    seen: list[Progress] = []
+    asked = GenerateRequest("a cat", 1, upscale=1, steps=1, width=width, height=height)
+    (made,) = cascade.generate([asked], seen.append)
+    assert seen[-1].preview is not None
+    assert [each.shape for each in seen[-1].preview()] == [made.image.shape]
+
+
 def test_pickled_weights_are_refused(folders, tmp_path):
     folder = copied(folders["stable_diffusion"], tmp_path)
     for part, name in (("unet", "diffusion_pytorch_model"), ("text_encoder", "pytorch_model")):

@@ -463,6 +463,12 @@ def test_events_tell_place_steps_preview_and_the_picture(server: Running) -> Non
     assert data["images"][0]["seed"] == 7
 
 
+def test_preview_that_fails_does_not_end_the_picture(server: Running) -> None:
+    head = {"accept": "text/event-stream"}
+    text = server.client.post("/generate?upscale=1", json={"prompt": "blind", "steps": 6}, headers=head).text
+    assert "event: done" in text and "event: error" not in text and "event: preview" not in text
+
+
 def test_events_of_a_failure_end_with_the_problem(server: Running) -> None:
     head = {"accept": "text/event-stream", "x-request-id": "id-9"}
     text = server.client.post("/generate", json={"prompt": "fail"}, headers=head).text
