@@ -16,6 +16,7 @@ from ldm.folder import Captioned, digests, read_captioned
 from ldm.loading import load, resolve_device
 from ldm.preview import FILE as PREVIEW
 from ldm.preview import encode
+from ldm.schedulers import has_gammas
 from sr3.loop import fit, generator, own_device
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ def check_family(pipeline: DiffusionPipeline) -> None:
     """Raises ValueError for what this module does not train."""
     if not isinstance(pipeline, StableDiffusionPipeline | StableDiffusionXLPipeline):
         raise ValueError(f"{type(pipeline).__name__} cannot be fine-tuned here: only Stable Diffusion 1, 2 and XL can")
+    if not has_gammas(pipeline.scheduler):
+        raise ValueError(f"the model's noise is that of {type(pipeline.scheduler).__name__}, which is not trained here")
     if pipeline.scheduler.config.prediction_type not in ("epsilon", "v_prediction", "sample"):
         raise ValueError(f"the model predicts {pipeline.scheduler.config.prediction_type}, which is not trained here")
 

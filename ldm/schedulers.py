@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,6 +43,11 @@ def is_flow(scheduler: SchedulerMixin) -> bool:
     return named or config.get("use_flow_sigmas", False) or config.get("prediction_type") == "flow_prediction"
 
 
+def has_gammas(scheduler: SchedulerMixin) -> bool:
+    """Whether the model's noise is DDPM's: a γ for each timestep."""
+    return hasattr(scheduler, "alphas_cumprod")
+
+
 def is_distilled_for_lcm(pipeline: DiffusionPipeline) -> bool:
     """Whether the model is a latent consistency model (arXiv 2310.04378): told so by its scheduler or by its U-Net,
     which then takes the guidance scale as an input."""
@@ -50,12 +56,28 @@ def is_distilled_for_lcm(pipeline: DiffusionPipeline) -> bool:
     return guided or isinstance(pipeline.scheduler, diffusers.LCMScheduler)
 
 
+def takes_lcm_only(pipeline: DiffusionPipeline) -> bool:
+    """Whether the pipeline hands its scheduler what no other understands."""
+    return "original_inference_steps" in inspect.signature(pipeline.__call__).parameters
+
+
+def most_steps(pipeline: DiffusionPipeline) -> int | None:
+    """How many steps the pipeline's scheduler takes at most, where there is a limit: LCM's picks among as many."""
+    limit = isinstance(pipeline.scheduler, diffusers.LCMScheduler)
+    return pipeline.scheduler.config.original_inference_steps if limit else None
+
+
 def accepted(pipeline: DiffusionPipeline) -> tuple[str, ...]:
-    """The names that `with_scheduler` takes for this pipeline."""
+    """The names that `with_scheduler` takes for this pipeline: none for a noise that is neither a flow nor DDPM's, such
+    as EDM's (arXiv 2206.00364), whose networks none of these schedulers know how to scale."""
     if is_flow(pipeline.scheduler):
         # Heun's takes neither the shift nor the sigmas that these pipelines pass.
         takes_heun = not pipeline.scheduler.config.get("use_dynamic_shifting") and "Flux" not in type(pipeline).__name__
         return tuple(name for name in FLOW if takes_heun or name != "Heun")
+    if not has_gammas(pipeline.scheduler):
+        return ()
+    if takes_lcm_only(pipeline):
+        return ("LCM",)
     return tuple(name for name in NOISE if name != "LCM" or is_distilled_for_lcm(pipeline))
 
 
@@ -72,6 +94,8 @@ def with_scheduler(pipeline: DiffusionPipeline, name: str | None = None) -> Diff
     names = accepted(pipeline)
     found = {known.lower(): known for known in names}.get(name.lower())
     if found is None:
+        if not names:
+            raise ValueError(f"scheduler is {name!r}; this model's noise takes no scheduler but its own")
         raise ValueError(f"scheduler is {name!r}; {_why(pipeline, name)}it must be one of {', '.join(names)}")
     kind = (FLOW if is_flow(pipeline.scheduler) else NOISE)[found]
     if type(own) is kind and found not in IN_SIGMA:
@@ -99,9 +123,12 @@ def estimate(scheduler: SchedulerMixin, output: Tensor, timestep: Tensor, sample
 
     With x_t = √γ x₀ + √(1−γ) ε (DDPM, arXiv 2006.11239, equation 4) where the scheduler keeps the variance, with
     x_t = x₀ + σ ε where it steps in sigma, and with x_t = (1−σ) x₀ + σ ε where it matches a flow, ε − x₀ = `output`.
+    EDM's schedulers say themselves what their networks mean.
     """
     if is_flow(scheduler):
         return sample - scheduler.sigmas[scheduler.step_index or 0].to(sample) * output
+    if hasattr(scheduler, "precondition_outputs"):
+        return scheduler.precondition_outputs(sample, output, scheduler.sigmas[scheduler.step_index or 0].to(sample))
     prediction = scheduler.config.prediction_type
     if prediction == "sample":
         return output

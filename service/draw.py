@@ -29,6 +29,8 @@ class Painter:
 
     def options(self, requests: Sequence[GenerateRequest]) -> dict[str, Any]:
         """The pipeline's arguments for requests of equal keys; InvalidRequest for what the model does not take."""
+        from ldm.schedulers import most_steps, with_scheduler
+
         takes = inspect.signature(self._pipeline.__call__).parameters
         first = requests[0]
         options: dict[str, Any] = {
@@ -50,6 +52,9 @@ class Painter:
         elif first.guidance_scale is not None:
             raise InvalidRequest("guidance_scale", first.guidance_scale, "the base model takes none")
         check_scheduler("scheduler", first.scheduler, self._info.schedulers)
+        most = most_steps(with_scheduler(self._pipeline, first.scheduler))
+        if most is not None and options["num_inference_steps"] > most:
+            raise InvalidRequest("steps", options["num_inference_steps"], f"the base model takes at most {most}")
         multiple = self._info.size_multiple
         for side in ("width", "height"):
             wanted = getattr(first, side)
@@ -104,4 +109,4 @@ class Painter:
 def check_scheduler(field: str, name: str | None, known: Sequence[str]) -> None:
     """InvalidRequest where the scheduler that `field` names is not one of those."""
     if name is not None and name.lower() not in {each.lower() for each in known}:
-        raise InvalidRequest(field, name, f"this model takes {', '.join(known)}")
+        raise InvalidRequest(field, name, f"this model takes {', '.join(known) or 'its own alone'}")

@@ -89,7 +89,7 @@ def check_size(request: Request, settings: Settings, wanted: GenerateRequest) ->
     for field, known in (("scheduler", info.schedulers), ("sr_scheduler", info.sr_schedulers)):
         name = getattr(wanted, field)
         if name is not None and name.lower() not in {each.lower() for each in known}:
-            raise _refused(field, name, ", ".join(known))
+            raise _refused(field, name, ", ".join(known) or "null")
     for field in ("width", "height"):
         side = getattr(wanted, field)
         if side is not None and (not info.size_multiple or side % info.size_multiple):

@@ -64,6 +64,13 @@ def stable_diffusion() -> d.DiffusionPipeline:
     )  # fmt: skip
 
 
+def latent_consistency() -> d.DiffusionPipeline:
+    return d.LatentConsistencyModelPipeline(
+        autoencoder(4), clip(), tokenizer(), unet(time_cond_proj_dim=16), d.LCMScheduler(**BETAS), None, None,
+        requires_safety_checker=False,
+    )  # fmt: skip
+
+
 def stable_diffusion_xl() -> d.DiffusionPipeline:
     network = unet(
         addition_embed_type="text_time", addition_time_embed_dim=8, cross_attention_dim=64,
@@ -125,9 +132,20 @@ def sana() -> d.DiffusionPipeline:
         use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0))  # fmt: skip
 
 
+def edm() -> d.DiffusionPipeline:
+    """Such as Playground v2.5."""
+    parts = stable_diffusion_xl().components
+    return d.StableDiffusionXLPipeline(
+        **parts | {"scheduler": d.EDMDPMSolverMultistepScheduler()}, add_watermarker=False
+    )
+
+
 FAMILIES: dict[str, Callable[[], d.DiffusionPipeline]] = {
-    f.__name__: f for f in (stable_diffusion, stable_diffusion_xl, stable_diffusion_3, flux, pixart_sigma, sana)
-}
+    f.__name__: f
+    for f in (
+        stable_diffusion, latent_consistency, stable_diffusion_xl, edm, stable_diffusion_3, flux, pixart_sigma, sana,
+    )
+}  # fmt: skip
 
 
 def build(name: str) -> d.DiffusionPipeline:

@@ -194,6 +194,9 @@ def test_what_is_not_trained_here_is_named(folder, tmp_path):
     build("stable_diffusion_3").save_pretrained(tmp_path / "sd3")
     with pytest.raises(ValueError, match="StableDiffusion3Pipeline cannot be fine-tuned here"):
         main(FinetuneConfig(str(tmp_path / "sd3"), folder, tmp_path / "out", loop=LOOP))
+    build("edm").save_pretrained(tmp_path / "edm")
+    with pytest.raises(ValueError, match="noise is that of EDMDPMSolverMultistepScheduler, which is not trained here"):
+        main(FinetuneConfig(str(tmp_path / "edm"), folder, tmp_path / "out", loop=LOOP))
     for rank in (0, -1):
         with pytest.raises(ValueError, match=f"lora is {rank}; it must be 1 or more"):
             main(FinetuneConfig(str(ldm.BUNDLED), folder, tmp_path / "out", lora=rank, loop=LOOP))

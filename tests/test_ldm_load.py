@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from ldm.memory import GIB, check_memory, count_numbers, free_memory, part_sizes
 from ldm.preview import preview
 from ldm.schedulers import accepted, with_scheduler
 from service.cascade import DiffusersCascade
-from service.requests import GenerateRequest
+from service.requests import GenerateRequest, GenerateResult, InvalidRequest
 from service.settings import Settings
 from service.upscale import Progress
 from tests.ldm_families import FAMILIES, build
@@ -92,7 +93,7 @@ def test_the_work_of_every_family_ends_at_the_next_block(name, folders, enlarger
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_takes_its_schedulers_and_shows_previews(name, folders):
     shared = load(folders[name], "cpu")
-    for scheduler in accepted(shared):
+    for scheduler in (None, *accepted(shared)):
         shown = []
 
         def tell(pipeline, step, timestep, values, shown=shown):
@@ -108,6 +109,29 @@ def test_every_family_takes_its_schedulers_and_shows_previews(name, folders):
             assert len(shown) >= 2 and shown[-1].shape[0] == 1 and shown[-1].shape[3] == 3
         else:
             assert pipeline.scheduler.last_estimate.isfinite().all()
+
+
+def test_a_latent_consistency_model_takes_its_own_kind_of_steps_and_no_more_of_them_than_it_knows(folders, enlarger):
+    base = load(folders["latent_consistency"], "cpu")
+    cascade = DiffusersCascade(base, enlarger, Settings())
+    assert cascade.info().schedulers == ("LCM",)
+    for scheduler in (None, "lcm"):
+        request = GenerateRequest("a cat", 1, upscale=1, steps=50, scheduler=scheduler)
+        made, refused = cascade.generate([request])[0], cascade.generate([replace(request, steps=51)])[0]
+        assert isinstance(made, GenerateResult)
+        assert isinstance(refused, InvalidRequest) and refused.field == "steps" and "at most 50" in str(refused)
+    (refused,) = cascade.generate([GenerateRequest("a cat", 1, upscale=1, steps=2, scheduler="DDIM")])
+    assert isinstance(refused, InvalidRequest) and "this model takes LCM" in str(refused)
+
+
+def test_noise_of_another_kind_takes_its_own_scheduler_alone(folders, enlarger):
+    base = load(folders["edm"], "cpu")
+    assert accepted(base) == ()
+    for name in ("Euler", "DDIM"):
+        with pytest.raises(ValueError, match="takes no scheduler but its own"):
+            with_scheduler(base, name)
+    (refused,) = DiffusersCascade(base, enlarger, Settings()).generate([GenerateRequest("a", 1, scheduler="DDIM")])
+    assert isinstance(refused, InvalidRequest) and "takes its own alone" in str(refused)
 
 
 @pytest.mark.parametrize(("width", "height"), [(32, 16), (64, 16), (None, 16), (None, None)])

@@ -24,6 +24,8 @@ class Stand(DiffusionPipeline):
         self.register_modules(scheduler=scheduler)
         self.unet = unet
 
+    def __call__(self) -> None: ...
+
 
 def bundled(**changed) -> Stand:
     return Stand(DPMSolverMultistepScheduler(**NOISE_SCHEDULE | changed), SimpleNamespace(config={}))
@@ -80,6 +82,22 @@ def test_the_estimate_of_a_flow(name):
     state = noise.clone()
     for time in scheduler.timesteps:
         state = scheduler.step(noise - MEAN, time, state)[0]
+        assert torch.allclose(scheduler.last_estimate, torch.tensor(MEAN), atol=2e-3)
+    assert torch.allclose(state, torch.tensor(MEAN), atol=2e-3)
+
+
+@pytest.mark.parametrize("kind", [diffusers.EDMEulerScheduler, diffusers.EDMDPMSolverMultistepScheduler])
+def test_the_estimate_of_edms_noise(kind):
+    """Karras et al., arXiv 2206.00364, table 1: the network is told to fill what c_skip leaves, in units of c_out."""
+    scheduler = with_scheduler(Stand(kind(sigma_data=STD))).scheduler
+    scheduler.set_timesteps(6)
+    noise = torch.randn(50, 1, generator=torch.Generator().manual_seed(0))
+    state = MEAN + noise * scheduler.sigmas[0]
+    for step, time in enumerate(scheduler.timesteps):
+        scheduler.scale_model_input(state, time)
+        total = scheduler.sigmas[step] ** 2 + STD**2
+        output = (MEAN - STD**2 / total * state) / (scheduler.sigmas[step] * STD / total.sqrt())
+        state = scheduler.step(output, time, state)[0]
         assert torch.allclose(scheduler.last_estimate, torch.tensor(MEAN), atol=2e-3)
     assert torch.allclose(state, torch.tensor(MEAN), atol=2e-3)
 

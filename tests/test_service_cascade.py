@@ -29,6 +29,7 @@ class DDIMScheduler:
     """As much of diffusers' as a pipeline's copy for one request needs."""
 
     config: ClassVar[dict[str, Any]] = {}
+    alphas_cumprod = torch.ones(1)
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "DDIMScheduler":
