@@ -104,18 +104,28 @@ def load(
             use_safetensors=True,
             local_files_only=True,
         )
+        _check_complete(pipeline)
+        pipeline.set_progress_bar_config(disable=True)
+        if attention_slicing:
+            pipeline.enable_attention_slicing()
+        if vae_tiling:
+            if not hasattr(getattr(pipeline, "vae", None), "enable_tiling"):
+                raise ModelError(f"{source} has no autoencoder that works in tiles: leave vae_tiling out")
+            pipeline.vae.enable_tiling()
+        return _on(pipeline, place, offload)
     except ModelError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{source} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
-    pipeline.set_progress_bar_config(disable=True)
-    if attention_slicing:
-        pipeline.enable_attention_slicing()
-    if vae_tiling:
-        if not hasattr(getattr(pipeline, "vae", None), "enable_tiling"):
-            raise ModelError(f"{source} has no autoencoder that works in tiles: leave vae_tiling out")
-        pipeline.vae.enable_tiling()
-    return _on(pipeline, place, offload)
+
+
+def _check_complete(pipeline: DiffusionPipeline) -> None:
+    """Raises ValueError where a file of diffusers' lacks tensors, which it leaves without numbers."""
+    for name, part in pipeline.components.items():
+        if isinstance(part, torch.nn.Module):
+            lacking = [key for key, value in part.state_dict().items() if value.is_meta]
+            if lacking:
+                raise ValueError(f"{name} lacks {len(lacking)} tensors, {min(lacking)} first")
 
 
 def _on(pipeline: DiffusionPipeline, place: torch.device, offload: str) -> DiffusionPipeline:

@@ -159,6 +159,21 @@ def test_pickled_weights_are_refused(folders, tmp_path):
     load(folder, "cpu")
 
 
+@pytest.mark.parametrize(
+    ("family", "part"),
+    [("stable_diffusion", "unet"), ("stable_diffusion", "vae"), ("stable_diffusion", "text_encoder"),
+     ("flux", "transformer")],
+)  # fmt: skip
+def test_weights_that_lack_tensors_are_named(family, part, folders, tmp_path):
+    folder = copied(folders[family], tmp_path)
+    (file,) = (folder / part).glob("*.safetensors")
+    tensors = load_file(file)
+    gone = sorted(tensors)[3:5]
+    save_file({name: value for name, value in tensors.items() if name not in gone}, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=rf"cannot be loaded: {part} lacks 2 tensors, {gone[0]} first"):
+        load(folder, "cpu")
+
+
 def copied(folder: Path, to: Path) -> Path:
     return Path(shutil.copytree(folder, to / folder.name))
 
