@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 import ldm
 import sr3
 from ldm.loading import ModelError, load
-from ldm.memory import GIB, check_memory, count_numbers, free_memory, part_sizes
+from ldm.memory import GIB, check_memory, count_numbers, count_parts, free_memory
 from ldm.preview import preview
 from ldm.schedulers import accepted, with_scheduler
 from service.cascade import DiffusersCascade
@@ -204,7 +204,7 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_read(folders, tmp_pat
     (big / "model_index.json").write_text(
         json.dumps({"_class_name": "FluxPipeline", **parts, "safety_checker": [None, None]})
     )
-    assert part_sizes(big, torch.bfloat16) == {"transformer": 24_000_000_000, "text_encoder_2": 9_400_000_000}
+    assert count_parts(big) == {"transformer": {"BF16": 12_000_000_000}, "text_encoder_2": {"BF16": 4_700_000_000}}
     room = {"cuda": 24 * GIB, "cpu": 64 * GIB}
     card, bf16 = torch.device("cuda"), torch.bfloat16
 
@@ -212,18 +212,22 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_read(folders, tmp_pat
         check_memory(big, dtype, card, offload, lambda device: room[device.type])
 
     with pytest.raises(
-        ValueError, match=r"31\.1 GiB as bfloat16 \(transformer 22\.4\) and cuda has 24\.0.*use offload, a sm"
+        ValueError, match=r"31\.1 GiB as bfloat16 \(transformer 22\.4\) and cuda has 24\.0.*use offload=model .*, a sm"
     ):
         check(bf16, "none")
     check(bf16, "model")
     with pytest.raises(
-        ValueError, match=r"44\.7 GiB as float32 .*cuda has 24\.0 .*use a narrower dtype than float32, a"
+        ValueError, match=r"44\.7 GiB as float32 .*cuda has 24\.0 .*use a narrower dtype than float32, offload=seq"
     ):
         check(torch.float32, "model")
     check(torch.float32, "sequential")
     room["cpu"] = 16 * GIB
     with pytest.raises(ValueError, match=r"31\.1 GiB .* cpu has 16\.0"):
         check(bf16, "sequential")
+    room["cuda"] = 48 * GIB
+    check(bf16, "none")  # as it stands in the files, which the card is filled from
+    with pytest.raises(ValueError, match=r"31\.1 GiB as float16 .* cpu has 16\.0 .*use the dtype of its files, a sm"):
+        check(torch.float16, "none")
 
 
 def test_settings_that_cannot_be_are_named(folders):
@@ -235,9 +239,9 @@ def test_settings_that_cannot_be_are_named(folders):
 
 def test_headers_are_counted_and_other_files_named(tmp_path):
     save_file({"a": torch.zeros(3, 5), "b": torch.zeros(())}, tmp_path / "x.safetensors")
-    assert count_numbers(tmp_path / "x.safetensors") == 16
+    assert count_numbers(tmp_path / "x.safetensors") == {"F32": 16}
     (tmp_path / "y.safetensors").write_bytes(b"not one of them")
     with pytest.raises(ValueError, match="not a safetensors file"):
         count_numbers(tmp_path / "y.safetensors")
     assert 10 * 2**20 < free_memory(torch.device("cpu")) < 2**50
-    assert sum(part_sizes(ldm.BUNDLED, torch.float32).values()) > 30e6
+    assert sum(each["F16"] for each in count_parts(ldm.BUNDLED).values()) > 15e6
