@@ -62,6 +62,11 @@ class EvaluateConfig:
     """A CLIP model's directory or hub id: CLIP scores as well."""
     device: str = "auto"
     batch: int = 32
+    offload: str = "none"
+    """Where the model waits in main memory: by its parts ("model") or layers ("sequential")."""
+    attention_slicing: bool = False
+    vae_tiling: bool = False
+    """As the one before, less memory for more time."""
     allow_download: bool = False
     seed: int = 0
     sheet: Path | None = None
@@ -238,7 +243,8 @@ def main(config: EvaluateConfig) -> int:
     try:
         check(config)
         sets, judge = read_sets(config)
-        shared = load(config.model, config.device, allow_download=config.allow_download)
+        memory = (config.offload, config.attention_slicing, config.vae_tiling)
+        shared = load(config.model, config.device, "auto", config.allow_download, *memory)
         check_work(shared, sets, judge, config)
         results: dict[str, dict[str, float]] = {}
         for name in config.schedulers or (None,):

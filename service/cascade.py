@@ -53,9 +53,17 @@ def load_cascade(settings: Settings) -> Cascade:
 
     for log in (diffusers_log, transformers_log):
         log.disable_progress_bar()  # a bar for each part of each model says nothing in a log
-    place: dict[str, Any] = {"device": settings.device, "dtype": settings.dtype}
-    base = ldm.load(settings.base_model, **place, allow_download=settings.allow_download)
-    make_steady(*(part for part in base.components.values() if isinstance(part, nn.Module)))
+    base = ldm.load(
+        settings.base_model,
+        settings.device,
+        settings.dtype,
+        settings.allow_download,
+        settings.offload,
+        settings.attention_slicing,
+        settings.vae_tiling,
+    )
+    if settings.offload == "none":  # else it waits on the CPU, but runs elsewhere
+        make_steady(*(part for part in base.components.values() if isinstance(part, nn.Module)))
     if not settings.log_prompts:
         for log in (diffusers_log, transformers_log):
             log.set_verbosity_error()  # their warnings quote what of a prompt a tokenizer cuts off

@@ -32,7 +32,7 @@ def model_info(base: Any, enlarger: Any, settings: Settings) -> ModelInfo:
         sr_sampler=sampler_name(enlarger),
         schedulers=accepted(base),
         sr_schedulers=tuple(SCHEDULERS),
-        device=str(getattr(base, "device", "cpu")),
+        device=str(getattr(enlarger, "device", "cpu")),  # an offloaded base model tells where it waits
         versions=versions(),
     )
 

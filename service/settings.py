@@ -126,6 +126,13 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         default="auto", description="number format of the weights"
     )
+    offload: Literal["none", "model", "sequential"] = Field(
+        default="none",
+        description="where the base model waits in main memory until it is called, for one larger than the card's: "
+        "part by part or layer by layer",
+    )
+    attention_slicing: bool = Field(default=False, description="less memory for the base model's attention, more time")
+    vae_tiling: bool = Field(default=False, description="less memory for its decoder, which works in tiles")
     base_steps: int = Field(default=20, ge=1, le=100, description="base model's steps when a request names none")
     guidance_scale: float | None = Field(
         default=None,

@@ -172,6 +172,11 @@ def test_the_whole_command_on_a_pack(pack, judged, tmp_path, capsys):
     assert main(EvaluateConfig()) == 2 and "either --pack" in capsys.readouterr().err
 
 
+def test_offload_reaches_the_model(pack, capsys):
+    assert main(EvaluateConfig(pack, prompts=1, device="cpu", offload="model")) == 2
+    assert "offload is 'model', which needs an accelerator" in capsys.readouterr().err
+
+
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory) -> Path:
     """A tiny CLIP with random weights."""

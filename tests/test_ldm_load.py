@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import ldm
 import sr3
-from ldm.loading import ModelError, load
+from ldm.loading import ModelError, _on, load
 from ldm.memory import GIB, check_memory, count_numbers, count_parts, free_memory
 from ldm.preview import preview
 from ldm.schedulers import accepted, with_scheduler
@@ -235,6 +235,18 @@ def test_settings_that_cannot_be_are_named(folders):
         load(folders["flux"], "cpu", offload="some")
     with pytest.raises(ModelError, match="needs an accelerator"):
         load(folders["flux"], "cpu", offload="model")
+
+
+def test_an_offloaded_model_draws_the_same_request_after_request(folders, enlarger):
+    """Its parts' hooks are taken off and put on again at the end of each call, of each copy with another scheduler."""
+    cascades = [
+        DiffusersCascade(_on(load(folders["flux"], "cpu"), torch.device("cpu"), offload), enlarger, Settings())
+        for offload in ("none", "model")
+    ]
+    for scheduler in (None, "UniPC", None):
+        request = GenerateRequest("a cat", 3, upscale=1, steps=1, scheduler=scheduler)
+        plain, offloaded = (each.generate([request])[0].image for each in cascades)
+        assert np.array_equal(plain, offloaded)
 
 
 def test_headers_are_counted_and_other_files_named(tmp_path):

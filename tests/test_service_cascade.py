@@ -12,9 +12,11 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from diffusers.models.attention_processor import SlicedAttnProcessor
 from diffusers.utils import logging as diffusers_log
 from transformers.utils import logging as transformers_log
 
+import ldm
 from service.cascade import DiffusersCascade, load_cascade
 from service.draw import BUNDLED_GUIDANCE
 from service.requests import GenerateRequest, GenerateResult, InvalidRequest, NotWanted
@@ -327,6 +329,17 @@ def test_keys_are_equal_but_for_words_and_seed() -> None:
     assert first.key() == GenerateRequest("b", 2, negative_prompt="d", steps=3).key()
     for other in ({"steps": 4}, {"negative_prompt": ""}, {"scheduler": "DDIM"}, {"width": 8}, {"upscale": 1}):
         assert first.key() != replace(first, **other).key()
+
+
+def test_settings_that_save_memory_reach_the_base_model() -> None:
+    for saving in (False, True):
+        cascade = load_cascade(Settings(device="cpu", attention_slicing=saving, vae_tiling=saving))
+        base = cascade._base  # type: ignore[attr-defined]
+        assert base.vae.use_tiling == saving
+        sliced = [isinstance(each, SlicedAttnProcessor) for each in base.unet.attn_processors.values()]
+        assert all(sliced) == any(sliced) == saving
+    with pytest.raises(ldm.ModelError, match="offload is 'sequential', which needs an accelerator"):
+        load_cascade(Settings(device="cpu", offload="sequential"))
 
 
 def test_unknown_scheduler_is_refused_by_name() -> None:

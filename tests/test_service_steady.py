@@ -1,6 +1,7 @@
 """Layers that give each picture of a batch the bits that it gets alone."""
 
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,8 +48,9 @@ def test_only_what_is_on_a_cpu_is_changed() -> None:
     assert type(here[0]) is SteadyLinear and type(elsewhere[0]) is nn.Linear
 
 
-def test_a_seed_gives_the_same_picture_alone_and_in_a_batch() -> None:
-    cascade = load_cascade(Settings(device="cpu"))
+@pytest.mark.parametrize("memory", [{}, {"attention_slicing": True, "vae_tiling": True}])
+def test_a_seed_gives_the_same_picture_alone_and_in_a_batch(memory: dict[str, Any]) -> None:
+    cascade = load_cascade(Settings(device="cpu", **memory))
     prompts = ("a red apple", "a blue car at night, with many stars above", "a house")
     asked = [GenerateRequest(prompt, seed, steps=3, sr_steps=1) for seed, prompt in enumerate(prompts)]
     together = cascade.generate(asked)
