@@ -5,7 +5,6 @@ With a pack of drawings, prompts of seen and of held-out (name, style) pairs are
 model is measured against those. `--schedulers` and `--steps` make a table.
 """
 
-import inspect
 import json
 import sys
 from collections import defaultdict
@@ -23,13 +22,12 @@ from ldm.classifier import Judge, load_judge, top_shares
 from ldm.data import load_pack, place, sample_placement
 from ldm.finetune import squared
 from ldm.folder import Captioned, read_captioned
-from ldm.loading import load
+from ldm.loading import load, own_guidance
 from ldm.metrics import clip_score, load_clip, smallest_difference
 from ldm.schedulers import with_scheduler
 from sr3.sets import LEAST, compare, inception_features
 
 SAME = 4.0  # root mean square difference in 8-bit levels, under which two pictures are called the same
-BUNDLED_GUIDANCE = 4.0
 REFERENCE_SIDE = 256  # pixels: the middle square of a reference picture is brought to it
 
 
@@ -120,9 +118,9 @@ def draw(
     """Pictures of the texts, uint8 RGB (H, W, 3), each from its own seed, and how many of them the pipeline's safety
     checker made black."""
     options: dict[str, Any] = {"num_inference_steps": steps, "output_type": "np"}
-    guidance = BUNDLED_GUIDANCE if config.guidance is None and config.model is None else config.guidance
-    if guidance is not None and "guidance_scale" in inspect.signature(pipeline.__call__).parameters:
-        options["guidance_scale"] = guidance
+    own = own_guidance(pipeline)
+    if own is not None:
+        options["guidance_scale"] = own if config.guidance is None else config.guidance
     made: list[np.ndarray] = []
     black = 0
     for start in range(0, len(texts), config.batch):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ldm.diffusion import denoising_loss
 from ldm.folder import Captioned, digests, read_captioned
-from ldm.loading import load, resolve_device
+from ldm.loading import GUIDANCE, load, own_guidance, resolve_device
 from ldm.preview import FILE as PREVIEW
 from ldm.preview import encode
 from ldm.schedulers import has_gammas
@@ -92,9 +92,10 @@ def save_result(pipeline: DiffusionPipeline, config: "FinetuneConfig") -> None:
         if isinstance(part, nn.Module):
             setattr(half, name, copy.deepcopy(part).to("cpu", torch.float16))
     half.save_pretrained(config.out / "pipeline", max_shard_size="2GB")
-    preview = Path(str(pipeline.config.get("_name_or_path", ""))) / PREVIEW
-    if preview.is_file():
-        shutil.copy(preview, config.out / "pipeline" / PREVIEW)  # the encoder is as it was, and so is its map
+    for name in (PREVIEW, GUIDANCE):  # the encoder is as it was, and so is its map
+        file = Path(str(pipeline.config.get("_name_or_path", ""))) / name
+        if file.is_file():
+            shutil.copy(file, config.out / "pipeline" / name)
 
 
 @torch.no_grad()
@@ -102,10 +103,9 @@ def samples(pipeline: DiffusionPipeline, captions: list[str], size: int) -> Tens
     """Some captions drawn with seed 0, side by side (3, H, W) in [0, 1]."""
     chosen = list(dict.fromkeys(captions))[:SAMPLES]
     draw = [torch.Generator().manual_seed(0) for _ in chosen]
+    options = {"num_inference_steps": 20, "guidance_scale": own_guidance(pipeline), "output_type": "pt"}
     with torch.autocast(pipeline.device.type, torch.bfloat16, enabled=pipeline.device.type != "cpu"):
-        made = pipeline(
-            chosen, height=size, width=size, num_inference_steps=20, generator=draw, output_type="pt"
-        ).images
+        made = pipeline(chosen, height=size, width=size, generator=draw, **options).images
     return torch.cat(list(made.float().cpu().clamp(0, 1)), dim=2)
 
 

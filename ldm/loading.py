@@ -1,5 +1,6 @@
 """Loading any diffusers text-to-image pipeline, the bundled one by default."""
 
+import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from ldm.memory import check_memory, free_memory
 
 DTYPES = ("float32", "bfloat16", "float16")
 OFFLOADS = ("none", "model", "sequential")
+GUIDANCE = "guidance.json"  # beside the weights: diffusers warns of what its own files say beyond what it knows
 
 
 class ModelError(ValueError):
@@ -126,6 +128,16 @@ def _check_complete(pipeline: DiffusionPipeline) -> None:
             lacking = [key for key, value in part.state_dict().items() if value.is_meta]
             if lacking:
                 raise ValueError(f"{name} lacks {len(lacking)} tensors, {min(lacking)} first")
+
+
+def own_guidance(pipeline: DiffusionPipeline) -> float | None:
+    """The guidance scale that the directory of a pipeline asks for in its GUIDANCE file, or else the default of its
+    class; None where it takes none."""
+    takes = inspect.signature(pipeline.__call__).parameters
+    if "guidance_scale" not in takes:
+        return None
+    path = Path(str(pipeline.config.get("_name_or_path", ""))) / GUIDANCE
+    return json.loads(path.read_text())["guidance_scale"] if path.is_file() else takes["guidance_scale"].default
 
 
 def _on(pipeline: DiffusionPipeline, place: torch.device, offload: str) -> DiffusionPipeline:

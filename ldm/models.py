@@ -1,6 +1,7 @@
 """The bundled model's parts: a KL autoencoder, a text encoder with its tokenizer, and a latent U-Net."""
 
 import copy
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,14 @@ from diffusers import (
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
+from ldm.loading import GUIDANCE
+
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 TEXT_LENGTH = 40
 TEXT_WIDTH = 192
 LATENT_CHANNELS = 12
 FACTOR = 8  # pixels a latent, along each side
+OWN_GUIDANCE = 4.0  # more makes the small model's colours garish
 NARROW = -6  # log-variance of the posterior to begin with: a wide one lets the decoder learn to ignore the latents
 
 # Nichol and Dhariwal's cosine schedule (arXiv 2102.09672, equation 17), shifted to end in pure noise, with
@@ -190,3 +194,4 @@ def save(pipeline: StableDiffusionPipeline, folder: Path) -> None:
     )
     half = assemble(vae, text_encoder, pipeline.tokenizer, unet)
     half.save_pretrained(folder, max_shard_size="15MB")
+    (folder / GUIDANCE).write_text(json.dumps({"guidance_scale": OWN_GUIDANCE}) + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +18,15 @@ from service.upscale import OnStep
 if TYPE_CHECKING:
     import torch
 
-BUNDLED_GUIDANCE = 4.0  # more makes the small model's colours garish
-
 
 class Painter:
     """A diffusers text-to-image pipeline. Used by one thread."""
 
     def __init__(self, pipeline: Any, info: ModelInfo, settings: Settings) -> None:
+        from ldm.loading import own_guidance
+
         self._pipeline, self._info, self._settings = pipeline, info, settings
+        self._guidance = own_guidance(pipeline)
         pipeline.set_progress_bar_config(disable=True)
 
     def options(self, requests: Sequence[GenerateRequest]) -> dict[str, Any]:
@@ -46,8 +48,7 @@ class Painter:
                 self._check_tokens("negative_prompt", request.negative_prompt)
             options["negative_prompt"] = [request.negative_prompt for request in requests]
         if "guidance_scale" in takes:
-            own = BUNDLED_GUIDANCE if self._settings.base_model is None else takes["guidance_scale"].default
-            default = as_any(self._settings.guidance_scale, own)
+            default = as_any(self._settings.guidance_scale, self._guidance)
             options["guidance_scale"] = as_any(first.guidance_scale, default)
         elif first.guidance_scale is not None:
             raise InvalidRequest("guidance_scale", first.guidance_scale, "the base model takes none")
@@ -97,10 +98,12 @@ class Painter:
         return outcomes
 
     def _check_tokens(self, field: str, text: str) -> None:
-        """InvalidRequest where every tokenizer of the base model would cut the text short."""
+        """InvalidRequest where the base model would cut the text short for every tokenizer that it has."""
         parts = self._pipeline.components.items()
         tokenizers = [part for name, part in parts if name.startswith("tokenizer") and part is not None]
-        counts = [(len(each(text, verbose=False).input_ids), each.model_max_length) for each in tokenizers]
+        takes = inspect.signature(self._pipeline.__call__).parameters
+        most = takes["max_sequence_length"].default if "max_sequence_length" in takes else sys.maxsize
+        counts = [(len(each(text, verbose=False).input_ids), min(each.model_max_length, most)) for each in tokenizers]
         if counts and all(tokens > limit for tokens, limit in counts):
             tokens, limit = max(counts, key=lambda count: count[1])
             raise InvalidRequest(field, text, f"{tokens} tokens; the base model reads at most {limit}")

@@ -172,6 +172,24 @@ def test_the_whole_command_on_a_pack(pack, judged, tmp_path, capsys):
     assert main(EvaluateConfig()) == 2 and "either --pack" in capsys.readouterr().err
 
 
+def test_the_guidance_is_the_models_own_unless_told(tmp_path):
+    class Recording:
+        config = {"_name_or_path": str(tmp_path)}  # noqa: RUF012
+
+        def __call__(self, texts, guidance_scale=7.5, **options):
+            self.guidance = guidance_scale
+            return SimpleNamespace(images=np.zeros((len(texts), 4, 4, 3)))
+
+    def drawn(**options) -> float:
+        pipeline = Recording()
+        draw(pipeline, ["a cat"], [0], 1, EvaluateConfig(model=str(tmp_path), **options))
+        return pipeline.guidance
+
+    assert drawn() == 7.5
+    (tmp_path / "guidance.json").write_text('{"guidance_scale": 4.0}')
+    assert drawn() == 4.0 and drawn(guidance=1.0) == 1.0
+
+
 def test_offload_reaches_the_model(pack, capsys):
     assert main(EvaluateConfig(pack, prompts=1, device="cpu", offload="model")) == 2
     assert "offload is 'model', which needs an accelerator" in capsys.readouterr().err

@@ -17,6 +17,7 @@ import ldm.finetune
 from ldm.diffusion import denoising_loss, velocity
 from ldm.finetune import encode_pictures
 from ldm.folder import read_captioned
+from ldm.loading import own_guidance
 from ldm.preview import FILE
 from ldm.train import FinetuneConfig, _from_arguments, main
 from sr3.loop import LoopConfig, generator
@@ -65,6 +66,7 @@ def test_the_bundled_model_learns_a_new_thing(folder, tmp_path):
     loop = replace(LOOP, steps=60, batch_size=6, save_every=100, ema=0.9)
     main(FinetuneConfig(str(ldm.BUNDLED), folder, tmp_path, loop=loop))
     assert (tmp_path / "pipeline" / FILE).is_file() and (tmp_path / "samples.png").is_file()
+    assert own_guidance(ldm.load(tmp_path / "pipeline", "cpu")) == 4.0
     wanted = np.stack([np.asarray(c.open().resize((64, 64))) for c in read_captioned(folder)]).astype(float)
     names = [c.caption for c in read_captioned(folder)]
 

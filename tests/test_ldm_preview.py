@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL, FluxPipeline
 import ldm
 from ldm.captions import Drawing
 from ldm.data import save_pack
+from ldm.loading import own_guidance
 from ldm.models import save
 from ldm.preview import FILE, PreviewConfig, encode, fit_map, fit_plain, latent_map, main, preview, unpack
 from ldm.schedulers import with_scheduler
@@ -90,6 +91,7 @@ def test_the_command_writes_the_map_beside_the_weights(pipeline, tmp_path, capsy
     save_pack(tmp_path / "pack", pictures, [Drawing("apple", "noto")] * 220, [])
     assert main(PreviewConfig(tmp_path / "pack", tmp_path / "model", drawings=20)) == 0
     assert (tmp_path / "model" / FILE).is_file() and "dB" in capsys.readouterr().out
+    assert own_guidance(ldm.load(tmp_path / "model", "cpu")) == 4.0
     channels = pipeline.vae.config.latent_channels
     assert latent_map(ldm.load(tmp_path / "model", "cpu")).weight.shape == (192, channels, 3, 3)
     assert main(PreviewConfig(tmp_path / "none", tmp_path / "model")) == 2

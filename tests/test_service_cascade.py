@@ -1,6 +1,7 @@
 """The cascade with small stand-ins for the two pipelines: seeds, sizes, settings, steps, refusals."""
 
 import logging
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,8 +18,8 @@ from diffusers.utils import logging as diffusers_log
 from transformers.utils import logging as transformers_log
 
 import ldm
+from ldm.loading import GUIDANCE
 from service.cascade import DiffusersCascade, load_cascade
-from service.draw import BUNDLED_GUIDANCE
 from service.requests import GenerateRequest, GenerateResult, InvalidRequest, NotWanted
 from service.settings import Settings
 from service.upscale import Progress
@@ -53,6 +54,8 @@ class Tokenizer:
 
 class Pipeline:
     """What both stand-ins have: a scheduler, the calls they got, a step callback."""
+
+    config: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, **components: object) -> None:
         self.scheduler = DDIMScheduler()
@@ -167,12 +170,12 @@ def test_request_comes_before_settings_and_settings_before_the_pipeline() -> Non
     base, enlarger = Base(), Enlarger()
     cascade = make(base, enlarger, base_steps=2, sr_steps=3, aug_level=0.25)
     plain = one(cascade, GenerateRequest("a", seed=1)).used
-    assert (plain.steps, plain.guidance_scale, plain.sr_steps, plain.aug_level) == (2, BUNDLED_GUIDANCE, 3, 0.25)
+    assert (plain.steps, plain.guidance_scale, plain.sr_steps, plain.aug_level) == (2, 7.5, 3, 0.25)
     asked = GenerateRequest("a", seed=1, negative_prompt="b", steps=1, guidance_scale=0.0, sr_steps=0, aug_level=0.0)
     used = one(cascade, asked).used
     assert (used.steps, used.guidance_scale, used.sr_steps, used.aug_level) == (1, 0.0, 0, 0.0)
     assert base.calls == [
-        {"prompt": ["a"], "steps": 2, "guidance": BUNDLED_GUIDANCE, "negative": None},
+        {"prompt": ["a"], "steps": 2, "guidance": 7.5, "negative": None},
         {"prompt": ["a"], "steps": 1, "guidance": 0.0, "negative": ["b"]},
     ]
     assert [(call["steps"], call["aug_level"]) for call in enlarger.calls] == [(3, 0.25), (0, 0.0)]
@@ -241,6 +244,20 @@ def test_text_that_every_tokenizer_would_cut_is_refused(limits: list[int], words
             with pytest.raises(InvalidRequest, match=refused) as raised:
                 one(cascade, request)
             assert (raised.value.field, raised.value.got) == (field, text)
+
+
+def test_text_beyond_what_the_pipeline_hands_its_tokenizers_is_refused() -> None:
+    class Short(Base):
+        def __call__(  # type: ignore[override]
+            self, prompt: list[str], max_sequence_length: int = 8, *, callback_on_step_end: StepEnd, **options: Any
+        ) -> SimpleNamespace:
+            return super().__call__(prompt, callback_on_step_end=callback_on_step_end, **options)
+
+    for limits, words in (((5, 512), 6), ((5, 10**30), 6), ((5, 7), 5)):
+        cascade = make(Short(tokenizer=Tokenizer(limits[0]), tokenizer_3=Tokenizer(limits[1])))
+        one(cascade, GenerateRequest("word " * words, seed=1))
+        with pytest.raises(InvalidRequest, match=f"{words + 3} tokens; .* at most {words + 2}"):
+            one(cascade, GenerateRequest("word " * (words + 1), seed=1))
 
 
 @pytest.mark.parametrize("asked", [{"guidance_scale": 1.0}, {"negative_prompt": "b"}])
@@ -329,6 +346,16 @@ def test_keys_are_equal_but_for_words_and_seed() -> None:
     assert first.key() == GenerateRequest("b", 2, negative_prompt="d", steps=3).key()
     for other in ({"steps": 4}, {"negative_prompt": ""}, {"scheduler": "DDIM"}, {"width": 8}, {"upscale": 1}):
         assert first.key() != replace(first, **other).key()
+
+
+def test_the_default_guidance_goes_with_the_weights(tmp_path: Path) -> None:
+    shutil.copytree(ldm.BUNDLED, tmp_path / "model")
+    request = GenerateRequest("a red apple", seed=1, upscale=1, steps=1)
+    model = str(tmp_path / "model")
+    assert one(make(ldm.load(device="cpu")), request).used.guidance_scale == 4.0
+    assert one(make(ldm.load(model, "cpu"), base_model=model), request).used.guidance_scale == 4.0
+    (tmp_path / "model" / GUIDANCE).unlink()
+    assert one(make(ldm.load(model, "cpu"), base_model=model), request).used.guidance_scale == 7.5
 
 
 def test_settings_that_save_memory_reach_the_base_model() -> None:
