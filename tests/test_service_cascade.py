@@ -360,7 +360,7 @@ def test_the_default_guidance_goes_with_the_weights(tmp_path: Path) -> None:
 
 def test_settings_that_save_memory_reach_the_base_model() -> None:
     for saving in (False, True):
-        cascade = load_cascade(Settings(device="cpu", attention_slicing=saving, vae_tiling=saving))
+        cascade = load_cascade(Settings(device="cpu", attention_slicing=saving, vae_tiling=saving, log_prompts=True))
         base = cascade._base  # type: ignore[attr-defined]
         assert base.vae.use_tiling == saving
         sliced = [isinstance(each, SlicedAttnProcessor) for each in base.unet.attn_processors.values()]
