@@ -53,6 +53,8 @@ class _Server(uvicorn.Server):
 def _serve(settings: Settings, listener: socket.socket, cascade_factory: CascadeFactory) -> int:
     set_up_logging(settings)
     os.environ.pop(f"{PREFIX}API_KEYS", None)  # no child or crash report needs them
+    if not settings.allow_download:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub asks the hub at loading, whatever it is told of files
     if cascade_factory is load_cascade:
         warm_up()
     app = create_app(settings, cascade_factory)

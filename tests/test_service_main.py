@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from service.__main__ import listen, main
@@ -118,6 +119,20 @@ def test_it_says_when_it_is_ready_and_how_to_try_it(end: signal.Signals, tmp_pat
     assert out == ""
     assert "Traceback" not in err
     assert process.returncode == (130 if end is signal.SIGINT else -signal.SIGTERM)
+
+
+@pytest.mark.parametrize(("download", "offline"), [("false", "1"), ("true", None)])
+def test_workers_ask_the_hub_nothing_unless_downloads_are_allowed(download: str, offline: str, tmp_path: Path) -> None:
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), *sys.path])}
+    environ |= {"SERVICE_ALLOW_DOWNLOAD": download}
+    environ.pop("HF_HUB_OFFLINE", None)
+    command = [sys.executable, "-c", SERVE, str(tmp_path), "--port", "0"]
+    with subprocess.Popen(command, env=environ, stdout=-1, text=True) as process:
+        assert process.stdout is not None
+        assert "is ready" in [process.stdout.readline() for _ in range(2)][1]
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert {child.environ().get("HF_HUB_OFFLINE") for child in children} == {offline}
+        process.terminate()
 
 
 def test_first_signal_refuses_what_waits_and_finishes_what_runs(tmp_path: Path) -> None:
