@@ -11,7 +11,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from ldm.classifier import Judge, load_judge, top_shares
 from ldm.data import load_pack, place, sample_placement
 from ldm.finetune import squared
 from ldm.folder import Captioned, read_captioned
-from ldm.loading import load, own_guidance
+from ldm.loading import load, own_guidance, step_options
 from ldm.metrics import clip_score, load_clip, smallest_difference
 from ldm.schedulers import with_scheduler
 from sr3.sets import LEAST, compare, inception_features
@@ -117,7 +116,7 @@ def draw(
 ) -> tuple[list[np.ndarray], int]:
     """Pictures of the texts, uint8 RGB (H, W, 3), each from its own seed, and how many of them the pipeline's safety
     checker made black."""
-    options: dict[str, Any] = {"num_inference_steps": steps, "output_type": "np"}
+    options = step_options(pipeline, steps) | {"output_type": "np"}
     own = own_guidance(pipeline)
     if own is not None:
         options["guidance_scale"] = own if config.guidance is None else config.guidance

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import transformers
-from diffusers import AutoPipelineForText2Image, DiffusionPipeline
+from diffusers import AutoPipelineForText2Image, DiffusionPipeline, SanaSprintPipeline
 from safetensors import SafetensorError
 
 from ldm.memory import check_memory, free_memory
@@ -99,7 +99,7 @@ def load(
     try:
         folder = _folder_of(source, allow_download)
         check_memory(folder, getattr(torch, chosen), place, offload, free)
-        pipeline = AutoPipelineForText2Image.from_pretrained(
+        pipeline = _pipeline_class(folder).from_pretrained(
             folder,
             **_text_encoders(folder, getattr(torch, chosen)),
             dtype=getattr(torch, chosen),
@@ -121,6 +121,12 @@ def load(
         raise ModelError(f"{source} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
 
 
+def _pipeline_class(folder: Path) -> Any:
+    """The class that knows the directory's: diffusers' automatic one has no entry for SANA-Sprint."""
+    named = json.loads((folder / "model_index.json").read_text()).get("_class_name")
+    return SanaSprintPipeline if named == "SanaSprintPipeline" else AutoPipelineForText2Image
+
+
 def _check_complete(pipeline: DiffusionPipeline) -> None:
     """Raises ValueError where a file of diffusers' lacks tensors, which it leaves without numbers."""
     for name, part in pipeline.components.items():
@@ -138,6 +144,14 @@ def own_guidance(pipeline: DiffusionPipeline) -> float | None:
         return None
     path = Path(str(pipeline.config.get("_name_or_path", ""))) / GUIDANCE
     return json.loads(path.read_text())["guidance_scale"] if path.is_file() else takes["guidance_scale"].default
+
+
+def step_options(pipeline: DiffusionPipeline, steps: int) -> dict[str, Any]:
+    """The arguments by which a pipeline takes so many steps."""
+    options: dict[str, Any] = {"num_inference_steps": steps}
+    if steps != 2 and "intermediate_timesteps" in inspect.signature(pipeline.__call__).parameters:
+        options["intermediate_timesteps"] = None  # SANA-Sprint's default is for two steps, and refused with others
+    return options
 
 
 def _on(pipeline: DiffusionPipeline, place: torch.device, offload: str) -> DiffusionPipeline:

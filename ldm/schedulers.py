@@ -132,6 +132,9 @@ def estimate(scheduler: SchedulerMixin, output: Tensor, timestep: Tensor, sample
     prediction = scheduler.config.prediction_type
     if prediction == "sample":
         return output
+    if prediction == "trigflow":  # x_t = cos t · x₀ + sin t · z, both times sigma_data (arXiv 2410.11081, section 3)
+        angle = scheduler.timesteps[scheduler.step_index or 0].to(sample)
+        return (angle.cos() * sample - angle.sin() * output) / scheduler.config.sigma_data
     if hasattr(scheduler, "sigmas") and not hasattr(scheduler, "sigma_t"):  # those with sigma_t keep the variance
         sigma = scheduler.sigmas[scheduler.step_index or 0].to(sample)
         gamma, sample = 1 / (sigma**2 + 1), sample / (sigma**2 + 1).sqrt()

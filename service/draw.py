@@ -31,13 +31,14 @@ class Painter:
 
     def options(self, requests: Sequence[GenerateRequest]) -> dict[str, Any]:
         """The pipeline's arguments for requests of equal keys; InvalidRequest for what the model does not take."""
+        from ldm.loading import step_options
         from ldm.schedulers import most_steps, with_scheduler
 
         takes = inspect.signature(self._pipeline.__call__).parameters
         first = requests[0]
         options: dict[str, Any] = {
             "prompt": [request.prompt for request in requests],
-            "num_inference_steps": as_any(first.steps, self._settings.base_steps),
+            **step_options(self._pipeline, as_any(first.steps, self._settings.base_steps)),
         }
         for request in requests:
             self._check_tokens("prompt", request.prompt)

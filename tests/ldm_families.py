@@ -1,6 +1,7 @@
 """Tiny text-to-image pipelines with random weights, one of each family, as their directories."""
 
 from collections.abc import Callable
+from typing import Any
 
 import diffusers as d
 import torch
@@ -110,12 +111,15 @@ def pixart_sigma() -> d.DiffusionPipeline:
     return d.PixArtSigmaPipeline(tokenizer(), t5(), autoencoder(4, 4), network, d.DPMSolverMultistepScheduler())
 
 
-def sana() -> d.DiffusionPipeline:
-    network = d.SanaTransformer2DModel(
+def sana_network(**options: Any) -> d.SanaTransformer2DModel:
+    return d.SanaTransformer2DModel(
         patch_size=1, in_channels=4, out_channels=4, num_layers=1, num_attention_heads=2, attention_head_dim=4,
         num_cross_attention_heads=2, cross_attention_head_dim=4, cross_attention_dim=8, caption_channels=8,
-        sample_size=32,
+        sample_size=32, **options,
     )  # fmt: skip
+
+
+def sana() -> d.DiffusionPipeline:
     vae = d.AutoencoderDC(
         in_channels=3, latent_channels=4, attention_head_dim=2, scaling_factor=0.4,
         encoder_block_types=("ResBlock",) * 5, decoder_block_types=("ResBlock",) * 5,
@@ -128,8 +132,14 @@ def sana() -> d.DiffusionPipeline:
         vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=1, head_dim=4,
     ))  # fmt: skip
-    return d.SanaPipeline(tokenizer(300), gemma, vae, network, d.DPMSolverMultistepScheduler(
+    return d.SanaPipeline(tokenizer(300), gemma, vae, sana_network(), d.DPMSolverMultistepScheduler(
         use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0))  # fmt: skip
+
+
+def sana_sprint() -> d.DiffusionPipeline:
+    """Distilled to a few steps."""
+    parts = sana().components | {"transformer": sana_network(guidance_embeds=True), "scheduler": d.SCMScheduler()}
+    return d.SanaSprintPipeline(**parts)
 
 
 def edm() -> d.DiffusionPipeline:
@@ -144,6 +154,7 @@ FAMILIES: dict[str, Callable[[], d.DiffusionPipeline]] = {
     f.__name__: f
     for f in (
         stable_diffusion, latent_consistency, stable_diffusion_xl, edm, stable_diffusion_3, flux, pixart_sigma, sana,
+        sana_sprint,
     )
 }  # fmt: skip
 

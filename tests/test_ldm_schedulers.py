@@ -102,6 +102,20 @@ def test_the_estimate_of_edms_noise(kind):
     assert torch.allclose(state, torch.tensor(MEAN), atol=2e-3)
 
 
+def test_the_estimate_of_trigflow():
+    """With x₀ = MEAN, x_t = σ (cos t · x₀ + sin t · z), and the network says its derivative."""
+    own = Stand(diffusers.SCMScheduler())
+    assert accepted(own) == ()
+    scheduler = with_scheduler(own).scheduler
+    scheduler.set_timesteps(2)
+    sigma, angle = scheduler.config.sigma_data, scheduler.timesteps[0]
+    noise = torch.randn(50, 1, generator=torch.Generator().manual_seed(0))
+    state = sigma * (angle.cos() * MEAN + angle.sin() * noise)
+    output = sigma * (angle.cos() * noise - angle.sin() * MEAN)
+    scheduler.step(output, angle, state, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(scheduler.last_estimate, torch.tensor(MEAN), atol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["LMS", "Euler", "EulerAncestral", "Heun"])
 @pytest.mark.parametrize("steps", [5, 10])
 def test_pure_noise_at_the_start_does_not_blow_up_in_sigma(name, steps):
