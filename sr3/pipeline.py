@@ -206,8 +206,9 @@ class SR3Pipeline(DiffusionPipeline):
         sample = noise.mul_(float(scheduler.init_noise_sigma))
         takes_generator = "generator" in scheduler.step.__code__.co_varnames
         for index, timestep in enumerate(scheduler.timesteps):
-            noise_told = self.config.overestimate * (1 - scheduler_gamma(scheduler, timestep))
-            gamma = (1 - noise_told).clamp(min=0).to(features.device).expand(len(features))
+            gamma = scheduler_gamma(scheduler, timestep)
+            gamma = (gamma - (self.config.overestimate - 1) * (1 - gamma)).clamp(min=0)
+            gamma = gamma.to(features.device).expand(len(features))
             scaled = scheduler.scale_model_input(sample, timestep).to(features.dtype)
 
             def predict(noisy: Tensor, condition: Tensor, gamma: Tensor = gamma) -> tuple[Tensor]:
