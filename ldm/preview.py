@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 FILE = "preview.safetensors"
+MEASURED = 200  # drawings that measure a map and are not fitted
 KERNEL = 3  # latents around each that its pixels are drawn from
 
 
@@ -136,17 +137,20 @@ def main(config: PreviewConfig) -> int:
     try:
         autoencoder = load(config.model, "cpu").vae
         pictures, records, _ = load_pack(config.pack)
+        if len(records) <= MEASURED or config.drawings < 1:
+            few = f"{config.drawings} of {len(records)} drawings"
+            raise ValueError(f"the map would be fitted to {few}, without the {MEASURED} that measure it: too few")
     except (ModelError, ValueError, OSError) as error:
         print(f"ldm.preview: {error}", file=sys.stderr)
         return 2
-    order = np.random.default_rng(0).permutation(len(records))[: config.drawings + 200]
+    order = np.random.default_rng(0).permutation(len(records))[: config.drawings + MEASURED]
     placed = [place(pictures[i], records[i], sample_placement(np.random.default_rng(i), records[i])) for i in order]
     images = torch.from_numpy(np.stack(placed)).permute(0, 3, 1, 2).float().div(127.5).sub(1)
     latents = torch.cat([encode(autoencoder, part) for part in images.split(128)])
-    found = fit_map(latents[:-200], images[:-200])
+    found = fit_map(latents[:-MEASURED], images[:-MEASURED])
     save_file({"weight": found.weight.half(), "bias": found.bias.half()}, config.model / FILE)
-    squared = ((found(latents[-200:]).clamp(-1, 1) - images[-200:]) ** 2).flatten(1).mean(1)
-    print(f"{config.model / FILE}: {float(10 * (4 / squared).log10().mean()):.1f} dB on 200 other drawings")
+    squared = ((found(latents[-MEASURED:]).clamp(-1, 1) - images[-MEASURED:]) ** 2).flatten(1).mean(1)
+    print(f"{config.model / FILE}: {float(10 * (4 / squared).log10().mean()):.1f} dB on {MEASURED} other drawings")
     return 0
 
 

@@ -96,3 +96,6 @@ def test_the_command_writes_the_map_beside_the_weights(pipeline, tmp_path, capsy
     assert latent_map(ldm.load(tmp_path / "model", "cpu")).weight.shape == (192, channels, 3, 3)
     assert main(PreviewConfig(tmp_path / "none", tmp_path / "model")) == 2
     assert "none" in capsys.readouterr().err
+    save_pack(tmp_path / "few", pictures[:200], [Drawing("apple", "noto")] * 200, [])
+    assert main(PreviewConfig(tmp_path / "few", tmp_path / "model")) == 2
+    assert "200 drawings, without the 200 that measure it: too few" in capsys.readouterr().err
