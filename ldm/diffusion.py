@@ -19,6 +19,7 @@ from ldm.data import Placement, load_pack, place, sample_placement
 from ldm.loading import resolve_device
 from ldm.models import (
     NOISE_SCHEDULE,
+    OWN_GUIDANCE,
     assemble,
     build_text_encoder,
     build_unet,
@@ -161,7 +162,9 @@ def sheet(pipeline: StableDiffusionPipeline) -> Tensor:
     """The prompts of `SHEET` as one image (3, H, W) in [0, 1]."""
     pipeline.set_progress_bar_config(disable=True)
     draw = [torch.Generator().manual_seed(i) for i in range(len(SHEET))]
-    images = pipeline(list(SHEET), num_inference_steps=20, guidance_scale=4.0, generator=draw, output_type="pt").images
+    images = pipeline(
+        list(SHEET), num_inference_steps=20, guidance_scale=OWN_GUIDANCE, generator=draw, output_type="pt"
+    ).images
     return torch.cat(list(images.float().cpu()), dim=2)
 
 

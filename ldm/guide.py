@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ldm.loading import load
+from ldm.models import OWN_GUIDANCE
 from ldm.preview import preview
 from ldm.schedulers import with_scheduler
 
@@ -24,7 +25,7 @@ class GuideConfig:
     prompt: str = "a red apple"
     seed: int = 7
     steps: int = 10
-    guidance: float = 4.0
+    guidance: float = OWN_GUIDANCE
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ FLOW: dict[str, Any] = {
 # where float16 overflows. At sigma = 40 the picture's share of the variance is 1/1600: still pure noise to the eye.
 # Heun begins nearer, since of few steps the second is far below the first.
 IN_SIGMA = {"LMS": 40.0, "Euler": 40.0, "EulerAncestral": 40.0, "Heun": 10.0}
-LARGEST_SIGMA = 40.0
+LARGEST_SIGMA = max(IN_SIGMA.values())
 
 
 def is_flow(scheduler: SchedulerMixin) -> bool:
