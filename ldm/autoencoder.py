@@ -14,7 +14,7 @@ from ldm.captions import Drawing
 from ldm.data import load_pack, place, sample_placement
 from ldm.loading import resolve_device
 from ldm.models import FACTOR, LATENT_CHANNELS, build_autoencoder, grow_autoencoder, load_autoencoder
-from sr3.loop import fit, generator, own_device
+from sr3.loop import digest, fit, generator, own_device
 
 if TYPE_CHECKING:
     from ldm.train import AutoencoderConfig
@@ -170,4 +170,4 @@ def train_autoencoder(config: "AutoencoderConfig") -> None:
         pairs = torch.cat([held_out[:16], output[:16].clamp(-1, 1)]).add(1).div(2)
         return {"held_out": torch.cat([torch.cat(list(row), dim=2) for row in pairs.split(8)], dim=1)}
 
-    fit(model, loss, config, on_save)
+    fit(model, loss, config, on_save, contents=digest(config.pack))

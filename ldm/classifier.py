@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ldm.captions import Drawing
 from ldm.data import PLAIN, load_pack, place, sample_placement
 from ldm.loading import resolve_device
-from sr3.loop import fit, own_device
+from sr3.loop import digest, fit, own_device
 
 if TYPE_CHECKING:
     from ldm.train import ClassifierConfig
@@ -160,7 +160,7 @@ def train_classifier(config: "ClassifierConfig") -> None:
                 )
         return {}
 
-    fit(model, loss, config, on_save)
+    fit(model, loss, config, on_save, contents=digest(config.pack))
 
 
 def load_judge(folder: Path) -> Judge:

@@ -15,6 +15,7 @@ from service.requests import GenerateRequest, ModelInfo
 from service.schemas import EXAMPLES, FieldError, GenerateQuery, generate_body
 from service.security import counted
 from service.settings import Settings
+from sr3.images import LONGEST_SIDE
 
 SMALL_BASE = 256 * 256
 """Pixels that any base model may draw."""
@@ -55,8 +56,8 @@ def generate_router(settings: Settings) -> APIRouter:
         wanted = GenerateRequest(seed=seed, upscale=int(query.upscale), **body.model_dump(include=fields))
         format = body.format and body.format.upper()
         kind, written = chosen_answer(request, format, body.num_images)
-        check_size(request, settings, wanted)
         output = Output(written or "PNG", body.quality, body.metadata == "full")
+        check_size(request, settings, wanted, written or "PNG")
         fingerprint = body.model_dump_json().encode()
         return await answer(request, client, with_seeds(wanted, body.num_images), output, kind, fingerprint)
 
@@ -74,7 +75,7 @@ def generate_router(settings: Settings) -> APIRouter:
     return router
 
 
-def check_size(request: Request, settings: Settings, wanted: GenerateRequest) -> None:
+def check_size(request: Request, settings: Settings, wanted: GenerateRequest, format: str) -> None:
     """Refuse, before it waits in the queue, what would be too large or that the models do not take."""
     info = request.app.state.pool.info
     width, height = wanted.width or info.width, wanted.height or info.height
@@ -86,6 +87,8 @@ def check_size(request: Request, settings: Settings, wanted: GenerateRequest) ->
     if pixels > settings.max_pixels:
         large = f"{width * wanted.upscale}×{height * wanted.upscale}"
         raise Problem(413, f"the picture would be {large}; at most {settings.max_pixels} pixels are delivered")
+    if max(width, height) * wanted.upscale > (longest := LONGEST_SIDE.get(format, 2**31)):
+        raise Problem(413, f"{format} holds sides of at most {longest} pixels; ask for PNG")
     for field, known in (("scheduler", info.schedulers), ("sr_scheduler", info.sr_schedulers)):
         name = getattr(wanted, field)
         if name is not None and name.lower() not in {each.lower() for each in known}:

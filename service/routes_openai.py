@@ -61,9 +61,10 @@ def openai_router(settings: Settings) -> APIRouter:
             raise _refused("n", number, "too many", f"1 to {settings.max_images}")
         seed = secrets.randbelow(2**32) if body.seed is None else body.seed
         wanted = sized(GenerateRequest(prompt, seed), body.size or "auto", info)
-        check_size(request, settings, wanted)
         quality = 95 if body.output_compression is None else body.output_compression
-        output = Output((body.output_format or "png").upper(), quality)
+        format = (body.output_format or "png").upper()
+        check_size(request, settings, wanted, format)
+        output = Output(format, quality)
         kind = "events" if body.stream else "openai"
         record = begin(request, client, with_seeds(wanted, number), output, kind, body.model_dump_json().encode())
         record.followers += 1

@@ -32,6 +32,7 @@ class Preset:
     paper: bool = False
     """SR3 as published: bicubic concatenated at full resolution, ε predicted, ancestral sampling."""
     context_blocks: int = 12
+    context_channels: int = 128
 
 
 PRESETS = {
@@ -43,7 +44,7 @@ PRESETS = {
 
 def build(preset: Preset) -> SR3Pipeline:
     """An untrained pipeline."""
-    encoder = LowResEncoder(preset.channels, preset.num_blocks, preset.context_blocks)
+    encoder = LowResEncoder(preset.channels, preset.num_blocks, preset.context_blocks, preset.context_channels)
     unet = SR3UNet(
         patch_size=preset.patch_size,
         condition_channels=preset.channels,

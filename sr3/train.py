@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sr3.data import Mix, draw_record, load_pack, make_sample
-from sr3.loop import LoopConfig, fit, generator, own_device
+from sr3.loop import LoopConfig, digest, fit, generator, own_device
 from sr3.model import SCALE, LowResEncoder, SR3UNet
 from sr3.pipeline import SR3Pipeline, load, resolve_device
 from sr3.presets import PRESETS, Preset, build, save
@@ -224,7 +224,7 @@ def train(config: TrainConfig) -> SR3Pipeline:
         rows = [torch.cat(list(i), dim=2) for i in images]
         return {"low_res, high_res, samples": torch.cat(rows, dim=1).add(1).div(2).clamp(0, 1)}
 
-    fit(model, loss, config, on_save)
+    fit(model, loss, config, on_save, contents=digest(config.data) if config.data.is_file() else None)
     pool.shutdown()
     return load(config.out / "pipeline", "cpu", "float32")
 

@@ -17,7 +17,7 @@ import ldm.autoencoder
 import ldm.diffusion
 from ldm.autoencoder import Autoencoding, gradients, lower_bound, noise_levels, psnr
 from ldm.captions import Drawing
-from ldm.data import save_pack
+from ldm.data import load_pack, save_pack
 from ldm.diffusion import shifted_timesteps, velocity
 from ldm.loading import ModelError, load
 from ldm.models import TEXT_LENGTH, TEXT_WIDTH, build_autoencoder, grow_autoencoder, grow_unet, train_tokenizer
@@ -178,6 +178,19 @@ def test_an_interrupted_diffusion_equals_an_uninterrupted_one(pack, stages, tmp_
     config = DiffusionConfig(pack, tmp_path, stages[0] / "vae", variants=2, loop=LOOP)
     interrupted(ldm.diffusion, monkeypatch, config)
     assert equal(tmp_path, stages[1])
+
+
+def test_no_stage_goes_on_with_another_pack_of_the_same_name(pack, stages, tmp_path):
+    other = tmp_path / pack.name
+    pictures, records, _ = load_pack(pack)
+    save_pack(other, 255 - pictures, records, [])
+    ae, diffusion = stages
+    for config in (
+        AutoencoderConfig(other, ae, latent_channels=4, loop=LOOP),
+        DiffusionConfig(other, diffusion, ae / "vae", variants=2, loop=LOOP),
+    ):
+        with pytest.raises(ValueError, match=r"a training on other data \(changed: drawings.safetensors\)"):
+            main(config)
 
 
 def test_training_starts_from_given_weights(pack, stages, tmp_path):

@@ -163,6 +163,16 @@ def test_picture_that_would_be_too_large_is_413(tmp_path: Path) -> None:
     assert "128×128; at most 1024 pixels" in problem(answer).detail
 
 
+def test_picture_that_its_format_cannot_hold_is_413_before_it_is_drawn(server: Running) -> None:
+    sides = {"prompt": "long", "width": 4096, "height": 16}
+    for upscale, format, accepted in ((4, "webp", False), (4, "png", True), (1, "webp", True)):
+        answer = server.client.post(f"/generate?upscale={upscale}", json=sides | {"format": format, "seed": 1})
+        assert answer.status_code == (200 if accepted else 413), answer.text
+        if not accepted:
+            assert problem(answer).detail == "WEBP holds sides of at most 16383 pixels; ask for PNG"
+            assert "long" not in server.begun()
+
+
 def test_base_picture_that_would_hold_the_device_for_long_is_413(server: Running, tmp_path: Path) -> None:
     for width, height in ((4096, 4096), (24, 4096), (264, 256)):
         answer = server.client.post("/generate?upscale=1", json={"prompt": "a", "width": width, "height": height})

@@ -51,6 +51,13 @@ def test_context_starts_as_nothing_and_then_reaches_far():
     assert (plain.multiple, wide.multiple) == (1, 4)
 
 
+def test_the_deepest_context_may_be_wider():
+    encoder = LowResEncoder(8, 2, context_blocks=3, context_channels=12)
+    assert encoder.context is not None
+    assert encoder.context.blocks[0].conv1.weight.shape == (12, 12, 3, 3)
+    assert encoder(torch.zeros(1, 3, 8, 12), torch.zeros(1)).features.shape == (1, 8, 8, 12)
+
+
 def test_an_encoder_without_blocks_is_the_papers_conditioning():
     low_res = torch.rand(1, 3, 16, 16) * 2 - 1
     encoded = LowResEncoder(3, 0)(low_res, torch.zeros(1))

@@ -411,6 +411,9 @@ def test_the_state_of_another_training_is_refused(pack, tmp_path, tiny):
     elsewhere.parent.mkdir()
     elsewhere.write_bytes(pack.read_bytes())
     train(replace(config, data=elsewhere, workers=2, loop=replace(LOOP, steps=2)))  # goes on
+    save_pack(elsewhere, np.zeros((5, 48, 48, 3), np.uint8), [{"file": "other"}])
+    with pytest.raises(ValueError, match=r"a training on other data \(changed: crops.safetensors\)"):
+        train(replace(config, data=elsewhere, loop=replace(LOOP, steps=3)))
     (tmp_path / "out" / "state.safetensors").write_bytes(before[:1000])
     with pytest.raises(ValueError, match=r"state\.safetensors is no state of a training"):
         train(config)
