@@ -92,14 +92,17 @@ def open_database(url: str, ping: bool = True) -> sa.Engine:
         connect = {"connect_timeout": 10, "application_name": "sr3-cascade"}
         engine = sa.create_engine(address, pool_size=10, max_overflow=10, pool_pre_ping=ping, connect_args=connect)
     with engine.begin() as connection:
-        if engine.dialect.name == "postgresql":  # two that start together must not both create
-            connection.execute(sa.text("SELECT pg_advisory_xact_lock(7372337)"))
-        else:
-            connection.execute(sa.text("BEGIN IMMEDIATE"))
+        wait_alone(connection)  # two that start together must not both create
         _metadata.create_all(connection)
         _add_columns(connection)
     DBOS.migrate(url)
     return engine
+
+
+def wait_alone(connection: sa.Connection) -> None:
+    """Wait until nobody else is between this call and the end of their transaction. To be called first in one."""
+    postgres = connection.dialect.name == "postgresql"
+    connection.execute(sa.text("SELECT pg_advisory_xact_lock(7372337)" if postgres else "BEGIN IMMEDIATE"))
 
 
 def _add_columns(connection: sa.Connection) -> None:

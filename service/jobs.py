@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, RowMapping, text
 
-from service.database import jobs, pictures
+from service.database import jobs, pictures, wait_alone
 from service.storage import is_below
 from service.upscale import UpscaleOptions
 
@@ -108,6 +108,7 @@ class Jobs:
         """
         id = id or uuid.uuid4().hex[:12]
         with self.engine.begin() as connection:
+            wait_alone(connection)
             _check_alone(connection, id, spec.output, client)
             row = {"id": id, "created": time.time(), "state": "planning", "spec": spec.to_json()}
             connection.execute(sa.insert(jobs), [row | {"upload": upload, "client": client}])
@@ -187,6 +188,7 @@ class Jobs:
         KeyError where there is no such job, Conflict where it is in none of `states`, or as `create` has it.
         """
         with self.engine.begin() as connection:
+            wait_alone(connection)
             row = self._lock(connection, id, states)
             _check_alone(connection, id, JobSpec.from_json(row["spec"]).output, row["client"])
             undone = (PictureState.PENDING, PictureState.FAILED)

@@ -1,6 +1,7 @@
 """Jobs in a real SQLite database: what is planned, kept, taken up again, written into the manifest."""
 
 import json
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
@@ -325,6 +326,10 @@ def test_results_of_several_threads_are_each_written_down_and_counted(jobs: Jobs
     check_results_of_several_threads(jobs, spec)
 
 
+def test_of_jobs_that_are_made_at_one_moment_one_has_the_output(jobs: Jobs, spec: JobSpec) -> None:
+    check_jobs_at_one_moment(jobs, spec)
+
+
 def test_a_result_begins_the_next_in_the_same_step(jobs: Jobs, spec: JobSpec) -> None:
     check_a_result_that_begins_the_next(jobs, spec)
 
@@ -336,6 +341,7 @@ def test_so_they_are_on_postgres(postgres: Postgres, spec: JobSpec) -> None:
             connection.execute(sa.insert(workers), [{"id": ME, "beat": 0}])
         check_results_of_several_threads(jobs, spec)
         check_a_result_that_begins_the_next(jobs, replace(spec, output=f"{spec.output}-again"))
+        check_jobs_at_one_moment(jobs, replace(spec, output=f"{spec.output}-once"))
     finally:
         jobs.close()
 
@@ -385,6 +391,23 @@ def check_results_of_several_threads(jobs: Jobs, spec: JobSpec) -> None:
     assert claims.record(id, first, ME, PictureState.FAILED, {"source": first})[0]
     assert jobs.written(id, keys[first][0]) == []  # of a chunk that is over all is on the disk
     assert (jobs.status(id).done, jobs.status(id).failed) == (len(rest), 1)
+
+
+def check_jobs_at_one_moment(jobs: Jobs, spec: JobSpec) -> None:
+    for turn in range(5):
+        together = threading.Barrier(8)
+        asked = replace(spec, output=f"{spec.output}/{turn}")
+
+        def make(_: int, together: threading.Barrier = together, asked: JobSpec = asked) -> str | None:
+            together.wait()
+            try:
+                return jobs.create(asked)
+            except Conflict:
+                return None
+
+        with ThreadPoolExecutor(8) as threads:
+            made = [id for id in threads.map(make, range(8)) if id]
+        assert len(made) == 1
 
 
 def check_a_result_that_begins_the_next(jobs: Jobs, spec: JobSpec) -> None:
