@@ -14,7 +14,7 @@ from ldm.captions import Drawing
 from ldm.data import load_pack, place, sample_placement
 from ldm.loading import resolve_device
 from ldm.models import FACTOR, LATENT_CHANNELS, build_autoencoder, grow_autoencoder, load_autoencoder
-from sr3.loop import digest, fit, generator, own_device
+from sr3.loop import digest, fit, generator, mixed, own_device
 
 if TYPE_CHECKING:
     from ldm.train import AutoencoderConfig
@@ -95,7 +95,7 @@ def encode_all(autoencoder: AutoencoderKL, placed: np.ndarray, batch: int = 256)
     chunks = []
     for start in range(0, len(placed), batch):
         images = to_tensor(placed[start : start + batch]).to(parameter.device)
-        with torch.autocast(parameter.device.type, torch.bfloat16):
+        with mixed(parameter.device):
             chunks.append(autoencoder.encode(images).latent_dist.mean.float().cpu())
     return torch.cat(chunks) * autoencoder.config.scaling_factor
 
@@ -147,12 +147,12 @@ def train_autoencoder(config: "AutoencoderConfig") -> None:
         draw = generator(config.seed, step)
         noise = torch.randn((config.loop.batch_size, *latent), generator=draw)[rows].to(device)
         least = noise_levels(config.loop.batch_size, config.latent_noise, draw)[rows].to(device)
-        with torch.autocast(device.type, torch.bfloat16):
+        with mixed(device):
             output, mean, log_variance = run(images, noise, least / autoencoder.config.scaling_factor)
         terms = lower_bound(images, output.float(), mean.float(), log_variance.float())
         value = reconstruction_loss(images, output.float(), terms["kl"] / mean[0].numel(), config.kl_weight)
         if held:
-            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+            with torch.no_grad(), mixed(device):
                 target = held.encode(images).latent_dist.mean
             terms["held"] = F.mse_loss(mean[:, :first].float(), target.float())
             value = value + terms["held"]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ldm.captions import Drawing
 from ldm.data import PLAIN, load_pack, place, sample_placement
 from ldm.loading import resolve_device
-from sr3.loop import digest, fit, own_device
+from sr3.loop import digest, fit, mixed, own_device
 
 if TYPE_CHECKING:
     from ldm.train import ClassifierConfig
@@ -140,7 +140,7 @@ def train_classifier(config: "ClassifierConfig") -> None:
             )
             answers.append(answer_of[records[chosen].label])
         images, target = to_images(np.stack(batch), size).to(device), torch.tensor(answers, device=device)
-        with torch.autocast(device.type, torch.bfloat16), torch.random.fork_rng():
+        with mixed(device), torch.random.fork_rng():
             torch.manual_seed(step)  # dropout's
             scores = run(images)
         value = F.cross_entropy(scores.float(), target, label_smoothing=0.1)

@@ -28,7 +28,7 @@ from ldm.models import (
     save,
     train_tokenizer,
 )
-from sr3.loop import digest, fit, generator, own_device
+from sr3.loop import digest, fit, generator, mixed, own_device
 
 if TYPE_CHECKING:
     from ldm.train import DiffusionConfig
@@ -190,7 +190,7 @@ def train_diffusion(config: "DiffusionConfig") -> None:
         tokens = pipeline.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
 
         def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
-            with torch.autocast(device.type, torch.bfloat16):
+            with mixed(device):
                 return run(tokens.to(device), noisy.to(device), timestep.to(device))
 
         draw, size = generator(config.seed, 2, step), config.loop.batch_size

@@ -17,7 +17,8 @@ from ldm.loading import GUIDANCE, load, own_guidance, resolve_device
 from ldm.preview import FILE as PREVIEW
 from ldm.preview import encode
 from ldm.schedulers import has_gammas
-from sr3.loop import fit, generator, own_device
+from sr3.loop import fit, generator, mixed, own_device
+from sr3.memory import fast_dtype
 
 if TYPE_CHECKING:
     from ldm.train import FinetuneConfig
@@ -104,7 +105,7 @@ def samples(pipeline: DiffusionPipeline, captions: list[str], size: int) -> Tens
     chosen = list(dict.fromkeys(captions))[:SAMPLES]
     draw = [torch.Generator().manual_seed(0) for _ in chosen]
     options = {"num_inference_steps": 20, "guidance_scale": own_guidance(pipeline), "output_type": "pt"}
-    with torch.autocast(pipeline.device.type, torch.bfloat16, enabled=pipeline.device.type != "cpu"):
+    with mixed(pipeline.device):
         made = pipeline(chosen, height=size, width=size, generator=draw, **options).images
     return torch.cat(list(made.float().cpu().clamp(0, 1)), dim=2)
 
@@ -116,7 +117,8 @@ def finetune(config: "FinetuneConfig") -> None:
         raise ValueError(f"lora is {config.lora}; it must be 1 or more")
     pictures = read_captioned(config.data)
     device = resolve_device(own_device(config.loop.device))
-    narrow = "bfloat16" if config.lora and device.type == "cuda" else "float32"
+    fast = fast_dtype(device) if device.type == "cuda" else "float32"
+    narrow = fast if config.lora and fast == "bfloat16" else "float32"
     pipeline = load(config.init, str(device), narrow, config.allow_download)
     check_family(pipeline)
     size = config.size or pipeline.unet.config.sample_size * pipeline.vae_scale_factor
@@ -146,7 +148,7 @@ def finetune(config: "FinetuneConfig") -> None:
             added = {"added_cond_kwargs": {"text_embeds": condition[1], "time_ids": sizes}}
 
         def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
-            with torch.autocast(device.type, torch.bfloat16):
+            with mixed(device):
                 given = (noisy.to(device), timestep.to(device), condition[0])
                 return run(*given, **added, return_dict=False)[0]
 

@@ -12,6 +12,7 @@ from diffusers import AutoPipelineForText2Image, DiffusionPipeline, SanaSprintPi
 from safetensors import SafetensorError
 
 from ldm.memory import check_memory, free_memory
+from sr3.memory import fast_dtype
 
 DTYPES = ("float32", "bfloat16", "float16")
 OFFLOADS = ("none", "model", "sequential")
@@ -82,15 +83,16 @@ def load(
     """A text-to-image pipeline on its device: a local directory or a hub id that is in the local cache (or, with
     `allow_download`, on the hub). Only safetensors are read.
 
-    `device`: auto takes CUDA, then MPS, then the CPU. `dtype`: float32, bfloat16, float16, or auto: bfloat16 on
-    CUDA, float32 elsewhere. `offload`: with "model" each part, with "sequential" each layer waits in main memory
-    until it is called, for models larger than the accelerator's. `attention_slicing` and `vae_tiling` save memory in
-    the attention and in the decoder. `free` tells a device's free bytes. Raises ModelError, with one line that says
-    what is missing or wrong, before anything is read where the weights will not fit.
+    `device`: auto takes CUDA, then MPS, then the CPU. `dtype`: float32, bfloat16, float16, or auto: on CUDA bfloat16
+    (on cards before Ampere float16, before Volta float32), float32 elsewhere. `offload`: with "model" each part, with
+    "sequential" each layer waits in main memory until it is called, for models larger than the accelerator's.
+    `attention_slicing` and `vae_tiling` save memory in the attention and in the decoder. `free` tells a device's free
+    bytes. Raises ModelError, with one line that says what is missing or wrong, before anything is read where the
+    weights will not fit.
     """
     source = str(model) if model else str(Path(__file__).parent / "weights")
     place = resolve_device(device)
-    chosen = ("bfloat16" if place.type == "cuda" else "float32") if dtype == "auto" else dtype
+    chosen = (fast_dtype(place) if place.type == "cuda" else "float32") if dtype == "auto" else dtype
     for name, value, known in (("dtype", chosen, DTYPES), ("offload", offload, OFFLOADS)):
         if value not in known:
             raise ModelError(f"{name} is {value!r}; it must be one of {'auto, ' * (name == 'dtype')}{', '.join(known)}")

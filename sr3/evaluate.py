@@ -14,7 +14,7 @@ import torch
 
 from degradation import PRESETS, crop_to_multiple, degrade
 from sr3 import reference, sets
-from sr3.images import ImageError, format_of, read, read_folder
+from sr3.images import LOSSY, SUFFIXES, ImageError, format_of, read, read_folder
 from sr3.metrics import consistency, ms_ssim, psnr, ssim, ssimulacra2
 from sr3.model import SCALE
 from sr3.peers import Upscaler, peer
@@ -35,7 +35,7 @@ class EvaluateConfig:
     """A folder of their low-resolution versions, named like them (an ending x4 may be added), in place of a
     degradation."""
     degradation: str = "bicubic"
-    """bicubic, bsr-light, bsr or bsr-plus."""
+    """bicubic, bsr-light, bsr or bsr-plus; not with --low-res."""
     steps: tuple[int, ...] = (0, 4)
     peers: tuple[str, ...] = ("bicubic",)
     """bicubic, lanczos, encoder (no step, no projection), realesrgan (x4plus, through ncnn), realesrgan-torch, a
@@ -48,7 +48,8 @@ class EvaluateConfig:
     """A folder of classification networks' weights, for LPIPS, DISTS, and FID, KID, precision and recall over patches:
     those whose files are there (sr3.perceptual and sr3.sets say their names)."""
     consistency: int | None = None
-    """How many times SR3's results are projected: if not given 2 for bicubic input, else 0."""
+    """How many times SR3's results are projected: if not given 2 for bicubic input and for --low-res without JPEG or
+    WebP files, else 0."""
     aug_level: float = 0.0
     device: str = "auto"
     limit: int | None = None
@@ -82,6 +83,8 @@ def check(config: EvaluateConfig) -> None:
         raise ValueError(f"--limit is {config.limit}; it must be 1 or more")
     if config.max_side < SCALE * SMALLEST_SIDE:
         raise ValueError(f"--max-side is {config.max_side}; it must be at least {SCALE * SMALLEST_SIDE}")
+    if config.low_res and config.degradation != "bicubic":
+        raise ValueError(f"--degradation {config.degradation} is not for pairs: leave it out with --low-res")
     if config.networks and not config.networks.is_dir():
         raise ValueError(f"{config.networks} is not a folder")
     for file in (config.sheet, config.out, config.markdown):
@@ -92,10 +95,11 @@ def check(config: EvaluateConfig) -> None:
 
 
 def rgb(path: Path) -> np.ndarray:
+    """uint8 (H, W, 3); of a grey picture its one channel three times. Raises ImageError for alpha and sixteen bits."""
     pixels = read(path).pixels
-    if pixels.dtype != np.uint8 or pixels.shape[2] != 3:
-        raise ImageError(f"{path} is not RGB of 8 bits; originals must be")
-    return pixels
+    if pixels.dtype != np.uint8 or pixels.shape[2] not in (1, 3):
+        raise ImageError(f"{path} is neither RGB nor grey, of 8 bits a channel; pictures to compare must be")
+    return pixels if pixels.shape[2] == 3 else pixels.repeat(3, axis=2)
 
 
 def middle(pixels: np.ndarray, side: int) -> np.ndarray:
@@ -150,11 +154,19 @@ def short_names(peers: Sequence[str]) -> dict[str, str]:
     return {name if last.count(name) == 1 else whole: whole for name, whole in zip(last, peers, strict=True)}
 
 
+def projections(config: EvaluateConfig) -> int:
+    """How many times SR3's results are projected: as `python -m sr3` would, which knows a lossy file by its format."""
+    if config.consistency is not None:
+        return config.consistency
+    clean = config.degradation == "bicubic" and not config.aug_level
+    if config.low_res:
+        clean = clean and not any(SUFFIXES.get(p.suffix.lower()) in LOSSY for p in read_folder(config.low_res))
+    return CONSISTENCY if clean else 0
+
+
 def upscalers(pipeline: SR3Pipeline, config: EvaluateConfig) -> dict[str, Upscaler]:
     """What is compared, by name."""
-    times = config.consistency
-    if times is None:
-        times = CONSISTENCY if config.degradation == "bicubic" and not config.aug_level else 0
+    times = projections(config)
 
     def at(pipeline: SR3Pipeline, steps: int) -> Upscaler:
         def run(low_res: np.ndarray) -> np.ndarray:
@@ -267,7 +279,8 @@ def main() -> int:
         if config.markdown:
             config.markdown.write_text(table(results) + "\n")
         if config.out:
-            settings = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()}
+            asked = asdict(config) | {"consistency": projections(config)}
+            settings = {k: str(v) if isinstance(v, Path) else v for k, v in asked.items()}
             config.out.write_text(json.dumps({"settings": settings, "mean": results, "pictures": values}, indent=1))
     except (ValueError, OSError) as error:
         print(f"sr3.evaluate: {error}", file=sys.stderr)

@@ -19,6 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from sr3.memory import fast_dtype
+
 Loss = Callable[[nn.Module, int, slice], tuple[Tensor, dict[str, float]]]
 NAMED = 5  # changes of each kind that a message names; then it counts
 # Of a training's settings, those that may be others when it goes on.
@@ -86,6 +88,11 @@ def own_device(name: str) -> str:
     if rank is None or not (name == "cuda" or (name == "auto" and torch.cuda.is_available())):
         return name
     return f"cuda:{rank}"
+
+
+def mixed(device: torch.device) -> torch.autocast:
+    """The networks in bfloat16 where the hardware multiplies it; elsewhere it would be many times slower."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=fast_dtype(device) == "bfloat16")
 
 
 def generator(*key: int) -> torch.Generator:

@@ -1,8 +1,9 @@
-"""How large the pieces of a picture may be so that memory stays under a bound."""
+"""What a device takes: how large the pieces of a picture may be so that memory stays under a bound, and its numbers."""
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -126,3 +127,13 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error)
     return isinstance(error, RuntimeError) and ("not enough memory" in text or "out of memory" in text)
+
+
+def fast_dtype(device: torch.device) -> str:
+    """bfloat16 where the hardware multiplies it, else float16 where a CUDA card multiplies that, else float32."""
+    if device.type == "cuda":
+        if torch.version.hip or torch.cuda.get_device_capability(device) >= (8, 0):
+            return "bfloat16"
+        return "float16" if torch.cuda.get_device_capability(device) >= (7, 0) else "float32"
+    able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
+    return "bfloat16" if able.get("avx512_bf16") or able.get("amx_bf16") else "float32"

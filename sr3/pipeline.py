@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sr3 import memory
 from sr3.images import to_tensor, to_uint8
-from sr3.memory import Plan
+from sr3.memory import Plan, fast_dtype
 from sr3.model import SCALE, LowResEncoder, SR3UNet, reduce, upsample
 from sr3.process import Noise, augment, project, scheduler_gamma
 from sr3.tiling import Tiling, count, evaluate
@@ -48,8 +48,6 @@ class SR3Pipeline(DiffusionPipeline):
     given is off by its own errors of the steps before, which it never saw in training (exposure bias, arXiv 2308.15321)
     and would keep as grain. Both are part of a model, chosen by evaluation.
     """
-
-    model_cpu_offload_seq = "encoder->unet"
 
     def __init__(
         self,
@@ -252,7 +250,8 @@ class SR3Pipeline(DiffusionPipeline):
 
     def _generators(self, generator: Generators, number: int) -> list[torch.Generator]:
         if generator is None:
-            return [torch.Generator().manual_seed(torch.seed() % 2**63) for _ in range(number)]
+            seeds = torch.randint(2**63 - 1, (number,)).tolist()  # as torch.manual_seed has it
+            return [torch.Generator().manual_seed(seed) for seed in seeds]
         generators = [generator] if isinstance(generator, torch.Generator) else list(generator)
         if len(generators) != number:
             raise ValueError(f"{len(generators)} generators for {number} pictures; there must be one for each")
@@ -272,18 +271,12 @@ def resolve_device(device: str) -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def fast_dtype(device: torch.device) -> str:
-    """bfloat16 where the hardware multiplies it, else float32."""
-    able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
-    native = device.type == "cuda" or able.get("avx512_bf16") or able.get("amx_bf16")
-    return "bfloat16" if native else "float32"
-
-
 def load(model: str | Path | None = None, device: str = "auto", dtype: str = "auto") -> SR3Pipeline:
     """An SR3 pipeline from a local directory (the bundled weights by default), ready on its device.
 
-    `dtype`: float32, bfloat16, float16, or auto: bfloat16 where the hardware multiplies it (CUDA, and CPUs with
-    AVX512-BF16 or AMX: half the seconds, within a level of 255 or two of float32), float32 elsewhere.
+    `dtype`: float32, bfloat16, float16, or auto: bfloat16 where the hardware multiplies it (CUDA from Ampere on,
+    and CPUs with AVX512-BF16 or AMX: half the seconds, within a level of 255 or two of float32), float16 on older CUDA
+    cards that multiply it, float32 elsewhere.
     Raises ModelError, with one line that says what is missing or wrong.
     """
     folder = Path(model) if model else Path(__file__).parent / "weights"

@@ -33,6 +33,8 @@ class Preset:
     """SR3 as published: bicubic concatenated at full resolution, ε predicted, ancestral sampling."""
     context_blocks: int = 12
     context_channels: int = 128
+    temperature: float = 0.4
+    overestimate: float = 1.05
 
 
 PRESETS = {
@@ -63,7 +65,7 @@ def build(preset: Preset) -> SR3Pipeline:
         set_alpha_to_one=True,
         rescale_betas_zero_snr=False,
     )
-    return SR3Pipeline(encoder, unet, scheduler)
+    return SR3Pipeline(encoder, unet, scheduler, preset.temperature, preset.overestimate)
 
 
 def save(pipeline: SR3Pipeline, folder: Path) -> None:

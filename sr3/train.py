@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sr3.data import Mix, draw_record, load_pack, make_sample
-from sr3.loop import LoopConfig, digest, fit, generator, own_device
+from sr3.loop import LoopConfig, digest, fit, generator, mixed, own_device
 from sr3.model import SCALE, LowResEncoder, SR3UNet
 from sr3.pipeline import SR3Pipeline, load, resolve_device
 from sr3.presets import PRESETS, Preset, build, save
@@ -94,21 +94,25 @@ def losses(
     draw_gamma: Callable[[torch.Generator, int], Tensor],
     paper: bool,
     mean_loss: str = "l1",
+    of: int | None = None,
+    rows: slice = slice(None),
 ) -> dict[str, Tensor]:
     """The terms of one step: `mean` (of μ), `scale` and, with a denoiser, `denoising`. `total` is their weighted sum;
     with a frozen encoder `denoising` alone.
 
     `mean_loss` is l1, psnr for a tenth of `psnr_loss`, or psnr-ssim for 0.3 · `ssim_loss` beside. `batch` is low_res
-    (N, 3, h, w) and high_res (N, 3, 4h, 4w) in [-1, 1], and aug_level (N,); `draw_gamma` makes γ (N,) for N samples.
+    (N, 3, h, w) and high_res (N, 3, 4h, 4w) in [-1, 1], and aug_level (N,): the `rows` of a step's `of` samples (all of
+    them if None), for all of which is drawn, so that processes that share a step differ. `draw_gamma` makes γ (N,).
     """
     low_res, high_res, level = batch
-    count, device = len(low_res), low_res.device
+    count, device = of or len(low_res), low_res.device
     patch = 1 if paper else SCALE
-    gamma = draw_gamma(draw, count).to(device)
+    gamma = draw_gamma(draw, count)[rows].to(device)
     shape = (count, 3 * patch**2, high_res.shape[-2] // patch, high_res.shape[-1] // patch)
-    noise = torch.randn(shape, generator=draw).to(device)
-    low_res = augment(low_res, level, torch.randn(low_res.shape, generator=draw).to(device))
-    with torch.autocast(device.type, torch.bfloat16):
+    noise = torch.randn(shape, generator=draw)[rows].to(device)
+    added = torch.randn((count, *low_res.shape[1:]), generator=draw)[rows].to(device)
+    low_res = augment(low_res, level, added)
+    with mixed(device):
         mean, log_scale, output, residual = model(low_res, high_res, level, gamma, noise)
     if paper:
         total = denoising_loss(output.float(), noise)
@@ -210,7 +214,8 @@ def train(config: TrainConfig) -> SR3Pipeline:
                 ready[ahead] = pool.submit(make_batch, config, crops, ahead, rows)
         low_res, high_res, level = (t.to(device) for t in ready.pop(step).result())
         batch, draw = (low_res, high_res, level), generator(config.seed, step)
-        terms = losses(run, batch, draw, draw_gamma, preset.paper, config.mean_loss)
+        shared = (config.loop.batch_size, rows)
+        terms = losses(run, batch, draw, draw_gamma, preset.paper, config.mean_loss, *shared)
         return terms["total"], {k: float(v.detach()) for k, v in terms.items()}
 
     def on_save(step: int) -> dict[str, Tensor]:

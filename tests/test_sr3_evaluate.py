@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from sr3 import reference
-from sr3.evaluate import EvaluateConfig, evaluate, main, measures, pairs, short_names
+from sr3.evaluate import EvaluateConfig, evaluate, main, measures, pairs, projections, short_names
 from sr3.images import read
 from sr3.peers import PeerError, lanczos, peer, realesrgan_ncnn, realesrgan_network
 from sr3.report import busiest, table
@@ -106,6 +106,25 @@ def test_paired_folders_give_the_same_as_making_them(data, tmp_path):
         pairs(replace(config, low_res=tmp_path))
 
 
+def test_grey_originals_are_compared_as_three_equal_channels(tmp_path):
+    grey = soft(0)[..., 0]
+    Image.fromarray(grey).save(tmp_path / "0.png")
+    (pair,) = pairs(EvaluateConfig(tmp_path))
+    assert np.array_equal(pair.original, np.dstack([grey] * 3))
+    Image.fromarray(np.dstack([soft(0), grey])).save(tmp_path / "1.png")
+    with pytest.raises(ValueError, match=r"1\.png is neither RGB nor grey"):
+        pairs(EvaluateConfig(tmp_path))
+
+
+@pytest.mark.parametrize(("suffix", "times"), [("png", 2), ("jpg", 0), ("webp", 0)])
+def test_lossy_pairs_are_not_projected(tmp_path, suffix, times):
+    Image.fromarray(soft(0)).save(tmp_path / f"0.{suffix}")
+    config = EvaluateConfig(tmp_path, low_res=tmp_path)
+    assert projections(config) == times
+    assert projections(replace(config, consistency=5)) == 5
+    assert projections(replace(config, aug_level=0.1)) == 0
+
+
 def test_pictures_and_peers_of_one_name_are_told_apart(model, tmp_path):
     for i, name in enumerate(("a", "b")):
         (tmp_path / "data" / name).mkdir(parents=True)
@@ -135,6 +154,7 @@ def test_pictures_and_peers_of_one_name_are_told_apart(model, tmp_path):
         (["--networks", "/nowhere"], "/nowhere is not a folder"),
         (["--limit", "0"], "--limit is 0; it must be 1 or more"),
         (["--max-side", "20"], "--max-side is 20; it must be at least 32"),
+        (["--low-res", "x", "--degradation", "bsr"], "--degradation bsr is not for pairs"),
         (["--steps", "-1"], "--steps must be numbers from 0 up"),
     ],
 )

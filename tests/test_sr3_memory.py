@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from sr3 import memory
+from sr3.loop import mixed
 from sr3.memory import Cost, Plan, is_out_of_memory, parse_size, plan
 from sr3.pipeline import SR3Pipeline
 from sr3.schedulers import with_scheduler
@@ -134,3 +135,17 @@ def test_no_picture_is_better_than_a_wrong_one(small_pipeline):
             short(picture(16, 16), 1, draw())
         assert short.unet.refused == (1 if "else" in str(error) else 9)
     assert not is_out_of_memory(ValueError("out of memory"))
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((6, 1), "float32"), ((7, 5), "float16"), ((8, 0), "bfloat16")])
+def test_a_card_gets_numbers_that_it_multiplies(monkeypatch, capability, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert memory.fast_dtype(torch.device("cuda")) == expected
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_training_takes_bfloat16_only_where_the_processor_multiplies_it(monkeypatch, able):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": able}, raising=False)
+    x = torch.ones(2, 2)
+    with mixed(torch.device("cpu")):
+        assert (x @ x).dtype == (torch.bfloat16 if able else torch.float32)

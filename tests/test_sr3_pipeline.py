@@ -117,6 +117,16 @@ def test_a_seed_gives_the_same_picture_in_any_batch(small_pipeline, name):
         assert np.abs(alone.astype(int) - together[i]).max() <= 1
 
 
+def test_without_a_generator_it_follows_the_global_seed_and_leaves_it(small_pipeline):
+    with torch.random.fork_rng():
+        results = []
+        for seed in (5, 5, 6):
+            torch.manual_seed(seed)
+            results.append(small_pipeline(picture(8, 8), 1).images[0])
+            assert torch.initial_seed() == seed
+    assert np.array_equal(results[0], results[1]) and not np.array_equal(results[0], results[2])
+
+
 @pytest.mark.parametrize("size", [(8, 8), (9, 13), (17, 8), (31, 30)])
 def test_any_size_becomes_four_times_as_large(small_pipeline, size):
     result = small_pipeline(picture(*size), 1, draw(0)).images[0]

@@ -20,6 +20,8 @@ from sr3.corpus import CorpusConfig, collect, is_held_out, within
 from sr3.corpus import main as corpus_main
 from sr3.data import Mix, SampleRecord, draw_record, load_pack, make_sample, save_pack
 from sr3.loop import LoopConfig, fit, generator, learning_rate
+from sr3.pipeline import load
+from sr3.presets import PRESETS
 from sr3.process import cosine_gamma, sample_gamma
 from sr3.train import Cascade, TrainConfig, build, from_json, losses, make_batch, train
 from tests.conftest import SMALL
@@ -451,6 +453,29 @@ def test_batches_do_not_depend_on_how_they_are_shared(pack):
     halves = [make_batch(config, crops, 3, rows) for rows in (slice(0, 2), slice(2, 4))]
     for tensor, *parts in zip(whole, *halves, strict=True):
         assert torch.equal(tensor, torch.cat(parts))
+
+
+def test_what_is_drawn_does_not_depend_on_how_a_step_is_shared():
+    batch = (torch.zeros(4, 3, 8, 8), torch.zeros(4, 3, 32, 32), torch.full((4,), 0.1))
+    draw_gamma = partial(sample_gamma, cosine_gamma(torch.linspace(0, 1, 101)))
+
+    def drawn(rows: slice) -> list[torch.Tensor]:
+        seen: list[torch.Tensor] = []
+
+        def model(low_res, high_res, level, gamma, noise):
+            seen.extend((low_res, gamma, noise))
+            return high_res, torch.zeros(len(high_res), 1, 8, 8), torch.zeros_like(noise), noise
+
+        losses(model, tuple(t[rows] for t in batch), generator(0), draw_gamma, False, of=4, rows=rows)
+        return seen
+
+    halves = zip(drawn(slice(0, 2)), drawn(slice(2, 4)), strict=True)
+    for whole, (first, second) in zip(drawn(slice(0, 4)), halves, strict=True):
+        assert torch.equal(whole, torch.cat([first, second])) and not torch.equal(first, second)
+
+
+def test_the_bundled_preset_samples_as_the_bundled_weights_do():
+    assert build(PRESETS["bundled"]).sampling() == load(None, "cpu", "float32").sampling()
 
 
 def test_learning_rate_rises_then_falls_to_nothing():
