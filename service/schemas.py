@@ -63,8 +63,8 @@ class UpscaleQuery(BaseModel):
         default=None,
         ge=0,
         le=100,
-        description="how often the result is made to reduce to the picture again; none: 0 for JPEG, WebP and with an "
-        "aug_level, else 2",
+        description="how often the result is made to reduce to the picture again; none: 0 for JPEG, WebP, with an "
+        "aug_level and for the second pass of 16 times, else 2",
     )
     format: Literal["png", "jpeg", "webp", "tiff"] | None = Field(
         default=None, description="of the file; none: what Accept names, else the picture's own", examples=["png"]

@@ -36,7 +36,7 @@ class Options:
     """Noise conditioning augmentation: how much of the picture's own noise to smooth away, 0 to 0.3."""
     consistency: int | None = None
     """How many times the result is made to reduce to the picture again; 0 leaves out its noise and blocks. If not
-    given 0 for JPEG, WebP and with an --aug-level, else 2."""
+    given 0 for JPEG, WebP, with an --aug-level and for the second pass of 16 times, else 2."""
     model: Path | None = None
     """A pipeline directory, in place of the bundled weights."""
     device: str = "auto"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sr3.images import Picture, to_tensor, to_uint8, to_uint16, with_pixels
 from sr3.model import SCALE
-from sr3.pipeline import CONSISTENCY, SR3Pipeline
+from sr3.pipeline import SR3Pipeline
 from sr3.tiling import Tiling
 
 FACTORS = (4, 16)
@@ -132,6 +132,7 @@ def enlarge_batch(
 
     Each pass takes a child of a picture's seed, so that a picture is the same alone and in any batch, within two
     levels of 255 as they show (a network's sums are ordered differently; the service has them ordered alike on a CPU).
+    `consistency` of None leaves the second pass of 16 times unprojected: the ripples of the first would come back.
     Raises ValueError for another factor, or for unequal pictures.
     """
     if factor not in FACTORS:
@@ -139,8 +140,6 @@ def enlarge_batch(
     if len({(p.pixels.shape, p.pixels.dtype) for p in pictures}) != 1 or len(seeds) != len(pictures):
         raise ValueError("pictures of one batch must have one size, number of channels and depth, and a seed each")
     passes = 1 if factor == SCALE else 2
-    if consistency is None:  # as the caller's aug_level has it, not the second pass's own
-        consistency = 0 if aug_level else CONSISTENCY
     children = [np.random.SeedSequence(seed).spawn(passes) for seed in seeds]
     pixels = [p.pixels for p in pictures]
     for index in range(passes):

@@ -6,7 +6,6 @@ import pytest
 import sr3
 from sr3.enlarge import WHITE, auto_steps, enlarge, enlarge_batch, evaluations, filled, spread
 from sr3.images import Picture
-from sr3.metrics import consistency
 from sr3.tiling import Tiling
 
 
@@ -75,15 +74,6 @@ def test_colours_go_on_where_they_are_invisible():
 
 def test_sixteen_times_is_two_passes(small_pipeline):
     assert enlarge(small_pipeline, Picture(noise(3)), 16, steps=1).pixels.shape == (192, 256, 3)
-
-
-def test_sixteen_times_of_clean_input_reduces_to_it_again(small_pipeline):
-    picture = Picture(noise(3))
-    asked = {times: enlarge(small_pipeline, picture, 16, 1, consistency=times).pixels for times in (None, 2, 0)}
-    assert np.array_equal(asked[None], asked[2])
-    assert consistency(picture.pixels, asked[None]) < consistency(picture.pixels, asked[0]) / 2
-    noisy = [enlarge(small_pipeline, picture, 16, 1, aug_level=0.1, consistency=times).pixels for times in (None, 0)]
-    assert np.array_equal(*noisy)
 
 
 def test_other_factors_are_refused(small_pipeline):
