@@ -57,8 +57,8 @@ class Options:
     aug_level: float | None = None
     """How much of the pictures' own noise to smooth away, 0 to 0.3."""
     consistency: int | None = None
-    """How many times a result is made to reduce to its picture again. If not given 0 for JPEG, WebP and with an
-    --aug-level, else 2."""
+    """How many times a result is made to reduce to its picture again. If not given 0 for JPEG, WebP, with an
+    --aug-level and for the second pass of 16 times, else 2."""
     seed: int = 0
     """Of the job; each picture's follows from it and the picture's name."""
     format: Literal["PNG", "JPEG", "WEBP", "TIFF"] | None = None

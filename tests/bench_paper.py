@@ -1,8 +1,9 @@
 """SR3 as published against SR3 as it is here, at equal compute: `python -m tests.bench_paper --data CROPS --held-out
 FOLDER --out RUN`.
 
-The paper's network with 6.8 million parameters and that of the bundled preset are trained from nothing on plain bicubic pairs through the same trainer,
-each for half an hour of one core's processor time, and measured on the same held-out pictures.
+The paper's network with 6.8 million parameters and that of the bundled preset are trained from nothing on plain bicubic
+pairs through the same trainer, each for half an hour of one core's processor time, and measured on the same held-out
+pictures.
 """
 
 import argparse
