@@ -26,9 +26,14 @@ def canvas(height: int, width: int) -> np.ndarray:
     return np.full((height, width, 3), PAPER, np.uint8)
 
 
+def legible(text: str) -> str:
+    """The text with ? for what UTF-8 cannot say, as in a file name of other bytes: OpenCV 5 crashes on it."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def text_width(text: str, size: int, weight: int = REGULAR) -> int:
     """How many pixels wide the text is."""
-    _, _, width, _ = cv2.getTextSize((10_000, 100), text, (0, 0), _font(), size, weight)
+    _, _, width, _ = cv2.getTextSize((10_000, 100), legible(text), (0, 0), _font(), size, weight)
     return int(width)
 
 
@@ -44,7 +49,7 @@ def draw_text(
 ) -> None:
     """One line of text on the sheet; x is its left end, its middle or its right end ("right")."""
     shift = {"left": 0.0, "middle": 0.5, "right": 1.0}[align] * text_width(text, size, weight)
-    cv2.putText(sheet, text, (round(x - shift), baseline), colour, _font(), size, weight)
+    cv2.putText(sheet, legible(text), (round(x - shift), baseline), colour, _font(), size, weight)
 
 
 def wrap(text: str, width: int, size: int, weight: int = REGULAR) -> list[str]:

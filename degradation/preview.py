@@ -14,6 +14,7 @@ import tyro
 from degradation.arguments import parse_arguments
 from degradation.captions import parse_step
 from degradation.draw import sample_plan
+from degradation.drawing import legible
 from degradation.gallery import Gallery, apply_by_hand, draw_gallery, replay_gallery
 from degradation.images import find_images
 from degradation.page import draw_page
@@ -72,14 +73,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit code. Every error is one line on stderr and the code 2."""
     try:
         run(parse_arguments(Options, "degradation.preview", arguments=arguments))
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
 
 
 def run(options: Options) -> None:
-    """Does what the options say, and prints the names of the files. Raises ValueError."""
+    """Does what the options say, and prints the names of the files. Raises ValueError and OSError."""
     preset = _load_preset(options.preset)
     if options.show_preset:
         print(preset.to_json())
@@ -93,18 +94,18 @@ def run(options: Options) -> None:
         rng, side = np.random.default_rng(options.seed), _STATISTICS_SIDE // options.scale * options.scale
         plans = [sample_plan(rng, preset, options.scale, (side, side)) for _ in range(options.stats)]
         write_bytes(files["statistics"], _encode(files["statistics"], draw_statistics(plans, preset.name)))
-        print(f"statistics: {files['statistics']}")
+        print(legible(f"statistics: {files['statistics']}"))
     if "sheet" not in files:
         return
     records, sections = _make_gallery(options, preset, images)
     heading, footer = _words(options, preset)
     write_bytes(files["sheet"], _encode(files["sheet"], draw_sheet(sections, heading, footer)))
-    print(f"sheet: {files['sheet']}")
+    print(legible(f"sheet: {files['sheet']}"))
     write_records(files["plans"], records)
-    print(f"plans: {files['plans']}")
+    print(legible(f"plans: {files['plans']}"))
     if "page" in files:
-        write_bytes(files["page"], draw_page(sections, heading).encode())
-        print(f"page: {files['page']}")
+        write_bytes(files["page"], legible(draw_page(sections, heading)).encode())
+        print(legible(f"page: {files['page']}"))
 
 
 def _name_files(options: Options, out: Path) -> dict[str, Path]:

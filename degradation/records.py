@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,12 +125,13 @@ def _record(entry: dict[str, Any]) -> Record:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write to a temporary name beside the file, then rename. Raises ValueError where that fails."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")  # a name of its own may be as long as names get
     try:
         temporary.write_bytes(data)
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise ValueError(f"{path}: cannot be written: {error.strerror}") from error
 
 

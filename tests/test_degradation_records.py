@@ -103,12 +103,16 @@ def test_files_are_written_whole_or_not_at_all(tmp_path):
     write_bytes(tmp_path / "a.bin", b"two")
     assert (tmp_path / "a.bin").read_bytes() == b"two"
     assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
-    with pytest.raises(ValueError, match="cannot be written"):
-        write_bytes(tmp_path / "missing" / "a.bin", b"")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(ValueError, match="cannot be written"):
-        write_bytes(tmp_path / "folder", b"")
+    for bad in ("missing/a.bin", "folder", "a.bin/b.bin", "x" * 256):
+        with pytest.raises(ValueError, match="cannot be written"):
+            write_bytes(tmp_path / bad, b"")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.bin", "folder"]
+
+
+def test_the_longest_name_there_is_can_be_written(tmp_path):
+    write_bytes(tmp_path / ("x" * 255), b"long")
+    assert (tmp_path / ("x" * 255)).read_bytes() == b"long"
 
 
 def test_the_file_is_plain_json(tmp_path, photo):
