@@ -45,8 +45,9 @@ def to_float(pixels: np.ndarray) -> np.ndarray:
 def read_image(path: Path) -> np.ndarray:
     """The picture in a file, upright (EXIF orientation), float32 (H, W, 3) RGB in [0, 1].
 
-    8 and 16 bits, grey and palettes included. Raises ValueError, naming the file, for one that is
-    missing, empty, truncated, no picture, too large (over 89 million pixels) or transparent.
+    8 and 16 bits, grey and palettes included; an alpha that hides nothing is left out. Raises ValueError,
+    naming the file, for one that is missing, empty, truncated, no picture, too large (over 89 million
+    pixels) or transparent.
     """
     try:
         data = Path(path).read_bytes()
@@ -69,7 +70,7 @@ def read_image(path: Path) -> np.ndarray:
 def find_images(paths: tuple[Path, ...]) -> list[Path]:
     """The files named, and for each folder the pictures directly in it, in order of their names.
 
-    Raises ValueError for a path that does not exist and a folder without pictures.
+    Raises ValueError for a path that does not exist and a folder without pictures, OSError for what may not be read.
     """
     found: list[Path] = []
     for path in paths:
@@ -87,13 +88,15 @@ def find_images(paths: tuple[Path, ...]) -> list[Path]:
 
 def _pixels(picture: Image.Image, data: bytes) -> tuple[np.ndarray, int]:
     """The pixels as uint8 or uint16 (H, W) or (H, W, 3) RGB, not yet upright, and the orientation."""
-    deep_colour = picture.mode == "RGB" and any("16" in str(tile[3]) for tile in getattr(picture, "tile", []))
+    tiles = getattr(picture, "tile", [])
+    deep_colour = picture.mode in ("RGB", "RGBA", "LA") and any("16" in str(tile[3]) for tile in tiles)
     picture.load()
-    if picture.mode in _ALPHA_MODES or "transparency" in picture.info:
+    alpha = picture.getchannel(len(picture.getbands()) - 1) if picture.mode in _ALPHA_MODES else None
+    if "transparency" in picture.info or (alpha and alpha.getextrema() != (255, 255)):
         raise ValueError("it has transparency, which cannot be degraded; flatten the picture first")
     orientation = picture.getexif().get(_ORIENTATION_TAG, 1)
     tags = getattr(picture, "tag_v2", {})
-    if picture.mode == "RGB" and tags.get(_PLANES) == 2 and 16 in tags.get(_BITS, ()):
+    if picture.mode in ("RGB", "RGBA") and tags.get(_PLANES) == 2 and 16 in tags.get(_BITS, ()):
         raise ValueError("its 16 bits a colour are in separate planes, which cannot be read")
     if deep_colour:  # Pillow gives 8 of the 16 bits
         decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from degradation.images import find_images, read_image, to_float
 from tests.degradation_measures import textured
-from tests.picture_files import tiff
+from tests.picture_files import png, tiff
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -88,6 +88,33 @@ def test_deep_tiffs_of_other_layouts_are_read_right_or_refused(tmp_path):
     path.write_bytes(tiff(deep, 2, planes=2))
     with pytest.raises(ValueError, match=r"deep\.tiff.*separate planes"):
         read_image(path)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_an_alpha_that_hides_nothing_is_left_out(tmp_path, mode):
+    picture = Image.fromarray(np.rint(textured(4, 12, 16) * 255).astype(np.uint8)).convert(mode)
+    picture.save(tmp_path / "opaque.png")
+    assert np.array_equal(read_image(tmp_path / "opaque.png"), to_float(np.asarray(picture.convert("RGB"))))
+    picture.putpixel((3, 2), (*picture.getpixel((3, 2))[:-1], 254))
+    picture.save(tmp_path / "hole.png")
+    with pytest.raises(ValueError, match=r"hole\.png.*transparency"):
+        read_image(tmp_path / "hole.png")
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_16_bits_with_an_alpha_that_hides_nothing_are_kept(tmp_path, suffix):
+    deep = np.random.default_rng(0).integers(0, 65536, (9, 11, 4), dtype=np.uint16)
+    deep[..., 3] = 65535
+    path = tmp_path / f"deep.{suffix}"
+    cv2.imwrite(str(path), deep)
+    assert np.array_equal(read_image(path), to_float(deep[..., 2::-1]))
+    if suffix == "png":
+        path.write_bytes(png(2, 1, 16, 4, b"\0" + struct.pack(">4H", 258, 65535, 772, 65535)))  # grey
+        assert np.array_equal(read_image(path), to_float(np.uint16([[258, 772]])))
+    else:
+        path.write_bytes(tiff(deep, 2, planes=2, extra=2))
+        with pytest.raises(ValueError, match=r"deep\.tiff.*separate planes"):
+            read_image(path)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
