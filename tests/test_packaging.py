@@ -1,5 +1,6 @@
-"""The wheel works alone: built here, installed without the checkout, one picture enlarged and one generated."""
+"""The wheel, built from a copy of the sources, works alone: one picture enlarged and one generated."""
 
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -23,8 +24,14 @@ def run(*command: object, cwd: Path) -> str:
 def python(tmp_path_factory) -> Path:
     """The interpreter of an environment that holds the wheel, and shares the large dependencies of this one."""
     folder = tmp_path_factory.mktemp("wheel")
-    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder / "dist", ROOT, cwd=folder)
-    (wheel,) = (folder / "dist").glob("*.whl")
+    # A copy: what an earlier build left in the checkout, deleted modules too, would come into the wheel.
+    (folder / "sources").mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder / "sources")
+    for room in ("degradation", "sr3", "ldm", "service"):
+        shutil.copytree(ROOT / room, folder / "sources" / room, ignore=shutil.ignore_patterns("__pycache__"))
+    run(sys.executable, "-m", "build", "--no-isolation", folder / "sources", cwd=folder)  # sdist, and of it the wheel
+    (wheel,) = (folder / "sources" / "dist").glob("*.whl")
     venv.create(folder / "env", with_pip=False)
     (site,) = (folder / "env").glob("lib/python*/site-packages")
     # A path file adds a folder, but runs none of the path files in it: an editable install there stays unseen.
