@@ -1,7 +1,8 @@
 """Drawing a plan: all of the randomness of a degradation is here.
 
 Source of every range and probability: arXiv 2103.14006, section 3, and the code that its authors
-released; the camera's from arXiv 1811.11127, section 3 (as in its released code).
+released; the camera's from arXiv 1811.11127, section 3 (as in its released code). Departures from the
+authors' code: ``_draw_gaussian``, ``_draw_rescale`` and the preset ``bsr-plus`` say theirs, and kernels have odd sizes.
 """
 
 from __future__ import annotations
@@ -189,7 +190,11 @@ def _draw_rescale(
 
 
 def _draw_gaussian(rng: np.random.Generator, preset: Preset) -> tuple[float, NoiseKind, int, Matrix3 | None]:
-    """Level, kind, seed and, for correlated noise, M = U √D: a random 3 × 3 covariance is U D Uᵀ."""
+    """Level, kind, seed and, for correlated noise, M = U √D: a random 3 × 3 covariance is U D Uᵀ.
+
+    The authors' code differs for correlated noise: there its level is always the largest, 25 for ``bsr``, not
+    drawn, so it is stronger than here; and it takes |U D Uᵀ|, whose correlations are never negative.
+    """
     low, high = preset.noise_levels
     level = float(rng.integers(low, high + 1))
     kind = _NOISE_KINDS[int(rng.choice(3, p=preset.noise_kind_probabilities))]

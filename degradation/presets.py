@@ -168,6 +168,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             jpeg_qualities=(80, 95),
         ),
         "bsr": Preset(name="bsr", slots=BSR_SLOTS),
+        # Unlike the authors' code, this one too halves a quarter of the images first, and sharpens no target.
         "bsr-plus": Preset(
             name="bsr-plus",
             slots=("blur", "rescale", *PLUS_NOISE, "jpeg", "blur", "rescale", *PLUS_NOISE),
