@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from service.settings import BadSettings, Settings, load_settings
+from tests.jobs_servers import Postgres, free_port
 from tests.service_fakes import Running, serving
 
 ROOT = Path(__file__).parent.parent
@@ -93,13 +94,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         yield running
 
 
-def test_health_check_passes_where_only_other_names_are_allowed(
+def test_health_check_passes_where_only_other_names_are_allowed_and_there_is_a_proxy(
     stages: list[list[tuple[str, str]]], tmp_path: Path
 ) -> None:
     (check,) = arguments(stages[-1], "HEALTHCHECK")
     command = json.loads(check.split("CMD", 1)[1])
     with serving(tmp_path, allowed_hosts="pictures.example") as server:
-        environ = {**os.environ, "SERVICE_PORT": server.url.rpartition(":")[2]}
+        # Docker hands its proxies to containers; nothing listens on port 9, discard.
+        proxy = {"http_proxy": "http://127.0.0.1:9", "no_proxy": ""}
+        environ = {**os.environ, **proxy, "SERVICE_PORT": server.url.rpartition(":")[2]}
         result = subprocess.run([sys.executable, *command[1:]], env=environ, capture_output=True, check=False)
         assert result.returncode == 0, result.stderr
         assert server.client.get("/healthz", headers={"host": "localhost"}).status_code == 421
@@ -167,3 +170,14 @@ def test_workers_and_service_of_jobs_share_database_and_pictures(
     assert worker["read_only"] is True
     assert "ports" not in worker and "ports" not in postgres
     assert set(jobs["volumes"]) == {"pictures", "database"}
+
+
+def test_postgres_is_healthy_once_it_listens_on_tcp(jobs: dict[str, Any], postgres: Postgres, tmp_path: Path) -> None:
+    """While the image makes its cluster, a server for that listens on the socket alone."""
+    _, program, *rest = jobs["services"]["postgres"]["healthcheck"]["test"]
+    other = free_port()
+    (tmp_path / f".s.PGSQL.{other}").symlink_to(postgres._data / f".s.PGSQL.{postgres.port}")
+    for port, healthy in ((other, False), (postgres.port, True)):
+        environ = {**os.environ, "PGHOST": str(tmp_path), "PGPORT": str(port)}
+        done = subprocess.run([postgres._bin / program, *rest], env=environ, capture_output=True, check=False)
+        assert (done.returncode == 0) is healthy, done
