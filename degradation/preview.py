@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,11 +133,11 @@ def _other_inputs(options: Options) -> list[Path]:
 
 def _check_files(outputs: list[Path], inputs: list[Path]) -> None:
     """Raises ValueError where something would be written over what is read, or over something else that is written."""
-    taken = {path.resolve() for path in inputs}
+    taken = {os.path.realpath(path) for path in inputs}  # Path.resolve raises RuntimeError for links in a circle
     for path in outputs:
-        if path.resolve() in taken:
+        if os.path.realpath(path) in taken:
             raise ValueError(f"{path}: it is read too, or written twice; give --out and --plans other names")
-        taken.add(path.resolve())
+        taken.add(os.path.realpath(path))
 
 
 def _check(options: Options, preset: Preset) -> None:

@@ -150,6 +150,12 @@ def test_other_kinds_of_sheets_and_places(folder, suffix):
     assert read_records(Path("p.json")) and Path("sheet.html").read_text(encoding="utf-8").startswith("<!doctype")
 
 
+def test_a_link_to_itself_is_written_over(folder):
+    Path("loop.png").symlink_to("loop.png")
+    assert main(["photo.jpg", "--n", "1", "--out", "loop.png"]) == 0
+    assert read("loop.png").size
+
+
 def test_many_pictures_are_thinned_out_and_it_says_so(capsys):
     many = [Path(f"{i}.png") for i in range(100)]
     assert thin_out(many[:48]) == many[:48]
