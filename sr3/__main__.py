@@ -15,8 +15,6 @@ from degradation.arguments import parse_arguments
 from sr3 import memory
 from sr3.images import ImageError, Picture, check_format, format_of, read, write
 
-SMALLEST_TILE = 32  # a smaller one is mostly overlap
-
 
 @dataclass(frozen=True)
 class Options:
@@ -47,7 +45,7 @@ class Options:
     """Write here, as a grey picture, how much each pixel differs between the samples: white is a standard deviation
     of 32 levels of 255 or more."""
     tile: int | None = None
-    """Pixels on a side, 32 or more, of the tiles that a picture is worked on in, in place of those that fit."""
+    """Pixels on a side, 192 or more, of the tiles that a picture is worked on in, in place of those that fit."""
     max_memory: str | None = None
     """At most so much memory (3GB, 900MiB) for the whole program, on a GPU for its tensors: a large picture is worked
     on region by region. If not given, most of what is free."""
@@ -73,8 +71,9 @@ def check(options: Options) -> Path:
         raise ValueError(f"--quality is {options.quality}; it must be between 1 and 100")
     if options.seed is not None and not 0 <= options.seed < 2**63:
         raise ValueError(f"--seed is {options.seed}; it must be between 0 and 2^63 - 1")
-    if options.tile is not None and options.tile < SMALLEST_TILE:
-        raise ValueError(f"--tile is {options.tile}; it must be at least {SMALLEST_TILE}")
+    if options.tile is not None and options.tile < memory.SMALLEST_TILE:
+        reason = "the network looks beyond smaller tiles, and they would show"
+        raise ValueError(f"--tile is {options.tile}; it must be at least {memory.SMALLEST_TILE}: {reason}")
     out = options.out or options.image.with_name(f"{options.image.stem}_x{options.factor}.png")
     files = [out] if options.uncertainty is None else [out, options.uncertainty]
     for file in files:
@@ -107,7 +106,7 @@ def run(options: Options) -> None:
     from sr3.pipeline import load
     from sr3.schedulers import with_scheduler
 
-    tiling = memory.whole(options.tile).tiling if options.tile else None
+    tiling = memory.pieces(options.tile) if options.tile else None
     seed = secrets.randbelow(2**32) if options.seed is None else options.seed
     disable_progress_bar()
     pipeline = load(options.model, options.device)
@@ -115,6 +114,8 @@ def run(options: Options) -> None:
         pipeline = with_scheduler(pipeline, options.scheduler)
     auto = auto_steps(height, width, options.factor, pipeline.device.type)
     steps = max(auto, int(options.samples > 1)) if options.steps == "auto" else options.steps
+    if options.factor == 16:
+        pipeline.plan(4 * height, 4 * width, tiling=tiling, max_memory=most)  # before minutes of the first pass
     started = time.perf_counter()
     with tqdm(unit="tile", delay=2, leave=False) as bar:
 
@@ -140,6 +141,11 @@ def main() -> int:
         run(parse_arguments(Options, "sr3", __doc__))
     except ValueError as error:
         print(f"sr3: {error}", file=sys.stderr)
+        return 2
+    except (RuntimeError, MemoryError) as error:
+        if not memory.is_out_of_memory(error):
+            raise
+        print("sr3: out of memory; a smaller picture or factor takes less", file=sys.stderr)
         return 2
     return 0
 

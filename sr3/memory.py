@@ -11,10 +11,11 @@ from sr3.tiling import OVERLAP, TILE, Tiling
 
 CGROUP = Path("/sys/fs/cgroup")
 UNITS = {"": 1, "B": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
-REGION_OVERLAP = 96  # of regions that go through all steps by themselves: what they see at a border spreads at each
-SMALLEST_TILE = 128
-REGIONS = (1024, 768, 512, 384, 256, 192, 128)
+SMALLEST_TILE = 192  # the networks look as far as OVERLAP: in smaller pieces the picture would be another
+REGIONS = (1024, 768, 512, 384, 256, SMALLEST_TILE)
 SHARE = 0.8  # of the memory that is free, where no bound is given
+# How a Linux CPU, Windows, CUDA and MPS, cuBLAS, cuDNN and C++ say it.
+NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory|ALLOC(ATION)?_FAILED|bad_alloc")
 
 
 def parse_size(text: str) -> int:
@@ -38,14 +39,15 @@ class Cost:
     tile: int
     """What the networks make on their way."""
     result: int
-    """The enlarged picture in float32 and on its way to whole levels."""
+    """The enlarged picture in float32, beside it the noise of the whole or else what becomes its whole levels."""
 
 
 def cost(channels: int, base_channels: int, patch_size: int, bytes_each: int) -> Cost:
     """Of an encoder of `channels` and a denoiser of `base_channels`; measured on the bundled model, rounded up."""
     positions = (4 // patch_size) ** 2  # of the denoiser, for one low-resolution pixel
     picture = bytes_each * channels * positions + 4 * 48 * 7
-    return Cost(picture, bytes_each * 22 * max(base_channels * positions, channels), 4 * 48 * 2)
+    result = 4 * 48 * 2 + 2 * 48  # float32 twice, and levels of sixteen bits
+    return Cost(picture, bytes_each * 22 * max(base_channels * positions, channels), result)
 
 
 @dataclass(frozen=True)
@@ -65,12 +67,16 @@ class Plan:
         return in_regions(sizes[0], SMALLEST_TILE) if sizes else None
 
 
+def pieces(size: int) -> Tiling:
+    return Tiling(size, min(OVERLAP, (size - 1) // 2))
+
+
 def whole(tile: int) -> Plan:
-    return Plan(Tiling(tile, min(OVERLAP, (tile - 1) // 2)))
+    return Plan(pieces(tile))
 
 
 def in_regions(size: int, tile: int = TILE) -> Plan:
-    return Plan(whole(min(size, tile)).tiling, Tiling(size, min(REGION_OVERLAP, size // 2 - 8)))
+    return Plan(pieces(min(size, tile)), pieces(size))
 
 
 def plan(height: int, width: int, each: Cost, budget: int) -> Plan:
@@ -85,15 +91,21 @@ def plan(height: int, width: int, each: Cost, budget: int) -> Plan:
         needed = each.picture * piece + each.tile * tile + each.result * area
         if needed <= budget:
             return candidate
-    raise ValueError(f"{show_size(needed)} beside what is in use is the least for a picture of {width}x{height}")
+    least, there = show_size(needed), show_size(max(budget, 0))
+    sizes = f"{width}x{height} to {4 * width}x{4 * height}"
+    raise ValueError(f"{least} beside what is in use is the least for a picture of {sizes}; {there} is there")
 
 
 def plan_for_free(height: int, width: int, each: Cost, device: torch.device) -> Plan:
-    """As `plan` for most of what is free on the device now; the smallest pieces where that is not enough."""
+    """As `plan` for most of what is free on the device now; the smallest pieces where that is not enough. Raises
+    ValueError where not even the result would fit."""
+    free = free_memory(device)
     try:
-        return plan(height, width, each, int(SHARE * free_memory(device)))
+        return plan(height, width, each, int(SHARE * free))
     except ValueError:
-        return in_regions(REGIONS[-1], SMALLEST_TILE)
+        if each.result * height * width > free:
+            raise
+        return in_regions(SMALLEST_TILE)
 
 
 def free_memory(device: torch.device) -> int:
@@ -125,8 +137,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory ran out, on any device."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and ("not enough memory" in text or "out of memory" in text)
+    return isinstance(error, RuntimeError) and NO_MEMORY.search(str(error)) is not None
 
 
 def fast_dtype(device: torch.device) -> str:

@@ -92,7 +92,7 @@ class SR3Pipeline(DiffusionPipeline):
         `max_memory`: bytes that the process (on CUDA: its tensors) may hold; then a large picture is cut into regions
         which go through all steps one after the other, and `tiling` is chosen. Running out of memory is answered with
         smaller pieces. Without it or `tiling`, the memory that is free is the bound, as far as it can be kept.
-        Raises ValueError for what it does not take, and for a bound that is too small.
+        Raises ValueError for what it does not take, and where memory is too small.
         """
         device = next(self.unet.parameters()).device
         given = to_tensor(image).to(device)
@@ -101,7 +101,8 @@ class SR3Pipeline(DiffusionPipeline):
         self._check(given, num_inference_steps, aug_level, consistency, output_type)
         generators = self._generators(generator, len(given))
         states = [g.get_state() for g in generators]
-        plan = self._plan(given, tiling, max_memory)
+        height, width = given.shape[-2:]
+        plan = self.plan(height, width, len(given), tiling, max_memory)
         settings = (num_inference_steps, generators, aug_level, consistency, callback_on_step_end, on_tile)
         while True:
             try:
@@ -133,11 +134,10 @@ class SR3Pipeline(DiffusionPipeline):
         """high_res (N, 3, 4h, 4w) of `given` (N, 3, h, w), both in [-1, 1] in float32, as `plan` says."""
         patch = self.unet.config.patch_size
         multiple = self._multiple
-        whole = plan.region is None
-        noises = [Noise(given.shape, generators, given.device, whole=whole)] if aug_level else []
+        noises = [Noise(given.shape, generators, given.device)] if aug_level else []
         if steps:
             shape = (*given.shape[:1], 3 * patch**2, *(-(-n // multiple) * multiple for n in given.shape[-2:]))
-            noises.append(Noise(shape, generators, given.device, SCALE // patch, multiple, whole))
+            noises.append(Noise(shape, generators, given.device, SCALE // patch, multiple))
 
         def run(piece: Tensor, *drawn: Tensor) -> tuple[Tensor]:
             height, width = piece.shape[-2:]
@@ -160,16 +160,19 @@ class SR3Pipeline(DiffusionPipeline):
             return (project(high_res, piece, reduce, upsample, consistency),)
 
         if plan.region is None:
-            return run(given, *(noise[..., :, :] for noise in noises))[0]
+            return run(given, *(noise.values.to(given.device) for noise in noises))[0]
         return evaluate(run, [given, *noises], plan.region, multiple)[0]
 
-    def _plan(self, given: Tensor, tiling: Tiling | None, max_memory: int | None) -> Plan:
-        height, width = given.shape[-2:]
+    def plan(
+        self, height: int, width: int, count: int = 1, tiling: Tiling | None = None, max_memory: int | None = None
+    ) -> Plan:
+        """How a call on `count` pictures of this size would cut them. Raises ValueError where memory is too small."""
+        device = next(self.unet.parameters()).device
         if max_memory is not None:
-            return memory.plan(height, width, self._cost(len(given)), max_memory - memory.in_use(given.device))
+            return memory.plan(height, width, self._cost(count), max_memory - memory.in_use(device))
         if tiling or self._looks_across():
             return Plan(tiling or Tiling())
-        return memory.plan_for_free(height, width, self._cost(len(given)), given.device)
+        return memory.plan_for_free(height, width, self._cost(count), device)
 
     @property
     def _multiple(self) -> int:

@@ -138,11 +138,11 @@ def scale_loss(log_scale: Tensor, squared_error: Tensor) -> Tensor:
 
 
 class Noise:
-    """Standard normal noise of a whole picture in float32 (N, C, H, W), of which any part can be had: each picture's
-    is drawn plane by plane from its own CPU generator, again for each part unless `whole` is asked for at once.
+    """Standard normal noise of whole pictures in float32 (N, C, H, W), drawn once and kept: each picture's plane by
+    plane from its own CPU generator.
 
-    Parts are named by low-resolution rows and columns, each of `ratio` positions; a part's end is rounded up to the
-    `multiple` to which the picture was padded.
+    Parts, as copies on `device`, are named by low-resolution rows and columns, each of `ratio` positions; a part's
+    end is rounded up to the `multiple` to which the picture was padded.
     """
 
     def __init__(
@@ -152,29 +152,18 @@ class Noise:
         device: torch.device,
         ratio: int = 1,
         multiple: int = 1,
-        whole: bool = True,
     ) -> None:
         self.shape, self.device, self.ratio, self.multiple = shape, device, ratio, multiple
-        self.states = [g.get_state() for g in generators]
-        everything = slice(None) if whole else slice(0)
-        self.values = self._draw(generators, everything, everything)
-        self.whole = whole
-
-    def _draw(self, generators: Sequence[torch.Generator], rows: slice, columns: slice) -> Tensor:
-        _, planes, height, width = self.shape
-        size = (height * self.ratio, width * self.ratio)
-        drawn = [
-            torch.stack([torch.randn(size, generator=g, device=g.device)[rows, columns] for _ in range(planes)])
-            for g in generators
-        ]
-        return torch.stack(drawn).to(self.device)
+        _, planes, height, width = shape
+        size = (len(generators), planes, height * ratio, width * ratio)
+        self.values = torch.empty(size, device=generators[0].device)
+        for picture, generator in zip(self.values, generators, strict=True):
+            for plane in picture:
+                plane.normal_(generator=generator)
 
     def __getitem__(self, where: tuple[EllipsisType, slice, slice]) -> Tensor:
-        """A part, to be used once: of a whole it is the noise itself, not a copy."""
-        if self.whole:
-            return self.values
-        again = [torch.Generator(s.device).set_state(s) for s in self.states]
-        return self._draw(again, *(self._positions(part) for part in where[1:]))
+        rows, columns = (self._positions(part) for part in where[1:])
+        return self.values[..., rows, columns].to(self.device, copy=True)
 
     def _positions(self, part: slice) -> slice:
         if part.stop is None:

@@ -14,7 +14,8 @@ OVERLAP = 96  # at which tiles of the bundled model differ from the whole by les
 
 @dataclass(frozen=True)
 class Tiling:
-    """Sides in low-resolution pixels. A picture no larger than `size` is evaluated in one piece."""
+    """Sides in low-resolution pixels. A picture no larger than `size` is evaluated in one piece. Where tiles overlap by
+    much less than OVERLAP, they show."""
 
     size: int = TILE
     overlap: int = OVERLAP

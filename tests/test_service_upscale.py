@@ -22,9 +22,9 @@ def upscaler(small_pipeline: SR3Pipeline) -> Upscaler:
 
 
 def test_progress_ends_at_its_total_where_memory_is_short(upscaler: Upscaler, monkeypatch) -> None:
-    monkeypatch.setattr("sr3.memory.free_memory", lambda device: 0)
+    monkeypatch.setattr("sr3.memory.free_memory", lambda device: 14_000_000)
     told: list[Progress] = []
-    large = Picture(np.random.default_rng(0).integers(0, 256, (150, 140, 3), np.uint8))
+    large = Picture(np.random.default_rng(0).integers(0, 256, (200, 140, 3), np.uint8))
     upscaler.upscale([large], [1], UpscaleOptions(4, steps=0), told.append)
     assert told[0].step == 0 and told[-1].step == told[-1].steps
     assert len(told) > 1 + told[-1].steps  # it was cut into more pieces than foreseen

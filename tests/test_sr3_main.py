@@ -7,8 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch.nn.modules.module import register_module_forward_pre_hook
 
+from sr3 import memory
 from sr3.__main__ import main
 from sr3.enlarge import enlarge, spread
 from sr3.images import read
@@ -70,6 +73,43 @@ def test_a_map_that_cannot_be_written_does_not_take_the_picture_with_it(model, t
     assert read(tmp_path / "a_x4.png").pixels.shape == (32, 48, 3)
 
 
+def test_a_second_pass_that_cannot_fit_is_refused_before_the_first(model, tmp_path, monkeypatch, capsys):
+    Image.new("RGB", (128, 128), "teal").save(tmp_path / "a.png")
+    bound = memory.in_use(torch.device("cpu")) + 120_000_000  # of 480 bytes a pixel the second wants 126 million
+    common = (tmp_path / "a.png", "--model", model, "--device", "cpu", "--steps", 0, "--max-memory", bound)
+    calls: list[str] = []
+    hook = register_module_forward_pre_hook(lambda module, inputs: calls.append(type(module).__name__))
+    try:
+        for factor, code in ((16, 2), (4, 0)):
+            assert not calls
+            monkeypatch.setattr(sys, "argv", ["sr3", *map(str, (*common, "--factor", factor))])
+            assert main() == code
+    finally:
+        hook.remove()
+    assert "is the least for a picture of 512x512 to 2048x2048" in capsys.readouterr().err and calls
+
+
+SHORT = """
+import re, resource, sys
+import diffusers.utils.logging, tqdm
+import sr3.__main__, sr3.enlarge, sr3.metrics, sr3.pipeline, sr3.schedulers
+from pathlib import Path
+pipeline = sr3.pipeline.load(sys.argv[3], "cpu")
+used = int(re.search(r"VmSize:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+resource.setrlimit(resource.RLIMIT_AS, (used + 40_000_000, -1))
+sys.exit(sr3.__main__.main())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a process's memory is limited as Linux does it")
+def test_memory_that_runs_out_is_one_line(model, tmp_path):
+    Image.new("RGB", (512, 512), "teal").save(tmp_path / "a.png")  # its noise alone takes 50 million bytes
+    command = [sys.executable, "-c", SHORT, tmp_path / "a.png", "--model", model, "--device", "cpu", "--steps", "1"]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("sr3: out of memory"), done.stderr
+    assert "Traceback" not in done.stderr and not (tmp_path / "a_x4.png").exists()
+
+
 def test_mistakes_are_one_line_and_exit_code_2(model, tmp_path, monkeypatch, capsys):
     (tmp_path / "text.png").write_text("no picture")
     Image.new("RGB", (16, 16)).save(tmp_path / "ok.png")
@@ -102,7 +142,7 @@ def test_mistakes_are_one_line_and_exit_code_2(model, tmp_path, monkeypatch, cap
         ((ok, "-o", tmp_path / "link.png"), "must be different files"),
         ((ok, "-o", tmp_path / "folder.png"), "is a folder"),
         ((ok, "-o", tmp_path / f"{'n' * 250}.png", "--steps", 0), "cannot be written: File name too long"),
-        ((ok, "--tile", 1), "--tile is 1; it must be at least 32"),
+        ((ok, "--tile", 64), "--tile is 64; it must be at least 192"),
         ((ok, "--device", "tpu"), "device is 'tpu', which cannot be used"),
         ((ok, "--device", "mps"), "device is 'mps', which cannot be used"),
         ((tmp_path / "long.png", "-o", tmp_path / "long.webp"), "WEBP holds sides of at most 16383"),

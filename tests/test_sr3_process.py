@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sr3.process import (
+    Noise,
     add_noise,
     augment,
     cosine_gamma,
@@ -51,6 +52,20 @@ def test_augmentation_keeps_the_mean_and_has_the_stated_level():
     assert noise_share == pytest.approx(0.3, abs=0.01)
     assert noised.mean() == pytest.approx(0.25, abs=0.01)
     assert torch.equal(augment(low_res, torch.zeros(1), torch.randn(1, 3, 64, 64)), low_res)
+
+
+def test_parts_of_noise_are_the_wholes_and_the_user_of_one_leaves_the_others_alone():
+    def draws() -> list[torch.Generator]:
+        return [torch.Generator().manual_seed(seed) for seed in (3, 4)]
+
+    planes = [[torch.randn(16, 24, generator=each) for _ in range(5)] for each in draws()]
+    whole = torch.stack([torch.stack(each) for each in planes])
+    noise = Noise((2, 5, 8, 12), draws(), torch.device("cpu"), ratio=2, multiple=4)
+    assert torch.equal(noise[..., :, :], whole)
+    for _ in range(2):
+        part = noise[..., slice(0, 6), slice(4, 12)]
+        assert torch.equal(part, whole[..., :16, 8:])
+        part.zero_()
 
 
 @pytest.mark.parametrize("timestep", [0, 1, 500, 998, 999, 321.5])
