@@ -11,7 +11,7 @@ from sr3.tiling import OVERLAP, TILE, Tiling
 
 CGROUP = Path("/sys/fs/cgroup")
 UNITS = {"": 1, "B": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
-SMALLEST_TILE = 192  # the networks look as far as OVERLAP: in smaller pieces the picture would be another
+SMALLEST_TILE = 192  # the networks look further: in smaller pieces the picture would be another
 REGIONS = (1024, 768, 512, 384, 256, SMALLEST_TILE)
 SHARE = 0.8  # of the memory that is free, where no bound is given
 # How a Linux CPU, Windows, CUDA and MPS, cuBLAS, cuDNN and C++ say it.

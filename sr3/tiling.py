@@ -8,8 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-TILE = 256
-OVERLAP = 96  # at which tiles of the bundled model differ from the whole by less than a level of 255
+TILE = 384
+OVERLAP = 160  # at which tiles of the bundled model differ from the whole by less than a level of 255
 
 
 @dataclass(frozen=True)

@@ -110,8 +110,8 @@ def main() -> None:
     for name, values in took.items():
         middle = statistics.median(values)
         work = flops[name] or flops.get(plain, 0)
-        most = highest.get(numbers.get(name, torch.float32), float("nan"))  # ncnn counts as float32
-        share = f"{work / pixels / 1e3:.1f} | {work / middle / most:.0%}"
+        peak_share = f"{work / middle / highest[numbers[name]]:.0%}" if name in numbers else "–"  # ncnn mixes formats
+        share = f"{work / pixels / 1e3:.1f} | {peak_share}"
         print(f"| {name} | {middle:.3f} | {pixels / middle / 1e6:.2f} | {share} | {reference / middle:.1f} |")
 
 
