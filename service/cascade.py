@@ -25,14 +25,13 @@ from service.requests import (
     InvalidRequest,
     ModelInfo,
     NotWanted,
-    OutOfMemory,
     UpscaleRequest,
     UsedSettings,
     as_any,
 )
 from service.settings import Settings
 from service.steps import StepCallback, interruptible
-from service.upscale import STAGES, OnStep, UpscaleOptions, Upscaler, load_upscaler
+from service.upscale import STAGES, OnStep, UpscaleOptions, Upscaler, load_upscaler, memory_errors
 from sr3.images import Picture
 
 if TYPE_CHECKING:
@@ -92,8 +91,7 @@ class DiffusersCascade:
         on_step: OnStep | None = None,
     ) -> list[Picture]:
         """See `Upscaler.upscale`."""
-        with memory_errors():
-            return self._upscaler.upscale(pictures, seeds, options, on_step)
+        return self._upscaler.upscale(pictures, seeds, options, on_step)
 
     def used(self, request: UpscaleRequest) -> UsedSettings:
         """See `Cascade`."""
@@ -224,19 +222,6 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
     seconds[stage] = time.perf_counter() - start
-
-
-@contextmanager
-def memory_errors() -> Iterator[None]:
-    """OutOfMemory for torch's own, its cache given back first."""
-    import torch
-
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        raise OutOfMemory(str(error).splitlines()[0]) from None
 
 
 def _generator(seed: np.random.SeedSequence) -> torch.Generator:

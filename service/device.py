@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from service.pictures import Picture
+from service.requests import OutOfMemory
 from service.upscale import UpscaleOptions
 
 _T = TypeVar("_T")
@@ -87,8 +88,10 @@ class Device:
         with self._lock:
             batch = [each for each in self._waiting if self._waiting[0].fits(each)][: self._batch]
             self._waiting = [each for each in self._waiting if each not in batch]
-        if not batch:  # taken with an earlier one
-            return
+        if batch:  # else they were taken with an earlier one
+            self._enlarge(batch)
+
+    def _enlarge(self, batch: Sequence[_Request]) -> None:
         began = time.perf_counter()
         try:
             pictures, seeds = [each.picture for each in batch], [each.seed for each in batch]
@@ -100,6 +103,12 @@ class Device:
             share = (time.perf_counter() - began) / len(batch)
             for each, result in zip(batch, results, strict=True):
                 each.answer.set_result((result, share))
+        except OutOfMemory as error:
+            if len(batch) == 1:
+                batch[0].answer.set_exception(error)
+            else:
+                for each in batch:
+                    self._enlarge([each])
         except Exception as error:
             for each in batch:
                 if not each.answer.done():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -78,7 +79,8 @@ class Upscaler:
         a CPU to the last bit, elsewhere within about two levels of 255.
 
         `on_step` is told of each evaluation of a network, again before each block of one, and may raise, which ends the
-        work there. Raises ValueError for unequal pictures and what the model does not take.
+        work there. Raises ValueError for unequal pictures and what the model does not take, OutOfMemory where there is
+        no room for so many.
         """
         from service.steps import interruptible
         from sr3.enlarge import enlarge_batch, evaluations
@@ -86,7 +88,7 @@ class Upscaler:
         steps = self._settings.sr_steps if options.steps is None else options.steps
         pipeline = self.with_scheduler(options.scheduler)
         totals = evaluations(pipeline, pictures[0], options.factor, steps)
-        with interruptible(on_step, pipeline.components.values()) as tell:
+        with memory_errors(), interruptible(on_step, pipeline.components.values()) as tell:
             return enlarge_batch(
                 pipeline,
                 pictures,
@@ -150,6 +152,24 @@ class Upscaler:
         from sr3.schedulers import with_scheduler
 
         return self.pipeline if name is None else with_scheduler(self.pipeline, name)
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """OutOfMemory for what torch and SR3 say where memory ran out or would; CUDA's cache is given back first."""
+    import torch
+
+    from service.requests import OutOfMemory
+    from sr3.memory import is_out_of_memory
+
+    try:
+        yield
+    except (RuntimeError, MemoryError, ValueError) as error:
+        if not is_out_of_memory(error):
+            raise
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        raise OutOfMemory((str(error) or "out of memory").splitlines()[0]) from None
 
 
 def load_upscaler(settings: Settings) -> Upscaler:

@@ -114,8 +114,6 @@ def run(options: Options) -> None:
         pipeline = with_scheduler(pipeline, options.scheduler)
     auto = auto_steps(height, width, options.factor, pipeline.device.type)
     steps = max(auto, int(options.samples > 1)) if options.steps == "auto" else options.steps
-    if options.factor == 16:
-        pipeline.plan(4 * height, 4 * width, tiling=tiling, max_memory=most)  # before minutes of the first pass
     started = time.perf_counter()
     with tqdm(unit="tile", delay=2, leave=False) as bar:
 

@@ -133,13 +133,16 @@ def enlarge_batch(
     Each pass takes a child of a picture's seed, so that a picture is the same alone and in any batch, within two
     levels of 255 as they show (a network's sums are ordered differently; the service has them ordered alike on a CPU).
     `consistency` of None leaves the second pass of 16 times unprojected: the ripples of the first would come back.
-    Raises ValueError for another factor, or for unequal pictures.
+    Raises ValueError for another factor, for unequal pictures, and where memory is too small for the last pass.
     """
     if factor not in FACTORS:
         raise ValueError(f"factor is {factor}; it must be one of {', '.join(map(str, FACTORS))}")
     if len({(p.pixels.shape, p.pixels.dtype) for p in pictures}) != 1 or len(seeds) != len(pictures):
         raise ValueError("pictures of one batch must have one size, number of channels and depth, and a seed each")
     passes = 1 if factor == SCALE else 2
+    if passes == 2:  # what has no room then is told before minutes of the first pass
+        height, width = (SCALE * side for side in pictures[0].pixels.shape[:2])
+        pipeline.plan(height, width, len(pictures), tiling, max_memory)
     children = [np.random.SeedSequence(seed).spawn(passes) for seed in seeds]
     pixels = [p.pixels for p in pictures]
     for index in range(passes):

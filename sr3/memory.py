@@ -18,6 +18,10 @@ SHARE = 0.8  # of the memory that is free, where no bound is given
 NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory|ALLOC(ATION)?_FAILED|bad_alloc")
 
 
+class NoRoom(ValueError):
+    """Even in the smallest pieces a picture takes more memory than there is."""
+
+
 def parse_size(text: str) -> int:
     """Bytes of "3GB", "900 MiB", "1.5g" or a plain number. Raises ValueError for anything else."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]I?)?B?\s*", text.upper())
@@ -82,7 +86,7 @@ def in_regions(size: int, tile: int = TILE) -> Plan:
 def plan(height: int, width: int, each: Cost, budget: int) -> Plan:
     """The largest pieces for a picture of low_res height x width with which `budget` bytes are enough.
 
-    Raises ValueError where even the smallest are too large.
+    Raises NoRoom where even the smallest are too large.
     """
     area = height * width
     for candidate in [*map(whole, range(TILE, SMALLEST_TILE - 1, -32)), *map(in_regions, REGIONS)]:
@@ -93,16 +97,16 @@ def plan(height: int, width: int, each: Cost, budget: int) -> Plan:
             return candidate
     least, there = show_size(needed), show_size(max(budget, 0))
     sizes = f"{width}x{height} to {4 * width}x{4 * height}"
-    raise ValueError(f"{least} beside what is in use is the least for a picture of {sizes}; {there} is there")
+    raise NoRoom(f"{least} beside what is in use is the least for a picture of {sizes}; {there} is there")
 
 
 def plan_for_free(height: int, width: int, each: Cost, device: torch.device) -> Plan:
     """As `plan` for most of what is free on the device now; the smallest pieces where that is not enough. Raises
-    ValueError where not even the result would fit."""
+    NoRoom where not even the result would fit."""
     free = free_memory(device)
     try:
         return plan(height, width, each, int(SHARE * free))
-    except ValueError:
+    except NoRoom:
         if each.result * height * width > free:
             raise
         return in_regions(SMALLEST_TILE)
@@ -134,8 +138,8 @@ def in_use(device: torch.device) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out, on any device."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+    """Whether an exception says that memory ran out or would, on any device."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError, NoRoom)):
         return True
     return isinstance(error, RuntimeError) and NO_MEMORY.search(str(error)) is not None
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from service.describe import sr_hash, versions
+from service.requests import OutOfMemory
 from service.settings import Settings
 from service.upscale import Progress, UpscaleOptions, Upscaler
 from sr3.images import Picture
@@ -28,6 +29,12 @@ def test_progress_ends_at_its_total_where_memory_is_short(upscaler: Upscaler, mo
     upscaler.upscale([large], [1], UpscaleOptions(4, steps=0), told.append)
     assert told[0].step == 0 and told[-1].step == told[-1].steps
     assert len(told) > 1 + told[-1].steps  # it was cut into more pieces than foreseen
+
+
+def test_where_there_is_no_room_it_is_out_of_memory(upscaler: Upscaler, monkeypatch) -> None:
+    monkeypatch.setattr("sr3.memory.free_memory", lambda device: 0)
+    with pytest.raises(OutOfMemory, match="is the least for a picture of 16x12 to 64x48"):
+        upscaler.upscale([picture(0)], [1], UpscaleOptions())
 
 
 def test_a_batch_gives_what_each_seed_gives_alone(upscaler: Upscaler) -> None:
