@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 TILE = 384
-OVERLAP = 160  # at which tiles of the bundled model differ from the whole by less than a level of 255
+OVERLAP = 160  # at which tiles of the bundled model differ from the whole by a level of 255, but for single values
 
 
 @dataclass(frozen=True)
