@@ -117,9 +117,8 @@ def finetune(config: "FinetuneConfig") -> None:
         raise ValueError(f"lora is {config.lora}; it must be 1 or more")
     pictures = read_captioned(config.data)
     device = resolve_device(own_device(config.loop.device))
-    fast = fast_dtype(device) if device.type == "cuda" else "float32"
-    narrow = fast if config.lora and fast == "bfloat16" else "float32"
-    pipeline = load(config.init, str(device), narrow, config.allow_download)
+    narrow = config.lora and device.type == "cuda" and fast_dtype(device) == "bfloat16"
+    pipeline = load(config.init, str(device), "bfloat16" if narrow else "float32", config.allow_download)
     check_family(pipeline)
     size = config.size or pipeline.unet.config.sample_size * pipeline.vae_scale_factor
     if size % pipeline.vae_scale_factor:

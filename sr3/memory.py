@@ -72,6 +72,7 @@ class Plan:
 
 
 def pieces(size: int) -> Tiling:
+    """Tiles of this size that overlap by OVERLAP, or as far as their size allows."""
     return Tiling(size, min(OVERLAP, (size - 1) // 2))
 
 

@@ -8,13 +8,14 @@ not projected: the largest difference in levels of 255, and how many of the valu
 import argparse
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 
 from degradation import degrade
-from sr3.images import read, read_folder
+from sr3.evaluate import middle, rgb
+from sr3.images import read_folder
 from sr3.memory import SMALLEST_TILE, pieces
+from sr3.model import SCALE
 from sr3.pipeline import load
 from sr3.tiling import TILE, Tiling
 
@@ -24,11 +25,11 @@ TILINGS = (pieces(TILE), Tiling(256, 96), pieces(SMALLEST_TILE))
 
 def low_res(path: Path, index: int) -> np.ndarray:
     """uint8 (400, 400, 3)."""
-    pixels = read(path).pixels[..., :3]
-    side = min(*pixels.shape[:2], SIDE) // 4 * 4
-    top, left = ((n - side) // 2 for n in pixels.shape[:2])
-    high_res = np.ascontiguousarray(pixels[top : top + side, left : left + side]).astype(np.float32) / 255
-    degraded, _ = degrade(high_res, np.random.default_rng(index), "bsr" if index % 2 else "bicubic")
+    pixels = rgb(path)
+    high_res = middle(pixels, min(*pixels.shape[:2], SIDE) // SCALE * SCALE)
+    degraded, _ = degrade(
+        high_res.astype(np.float32) / 255, np.random.default_rng(index), "bsr" if index % 2 else "bicubic"
+    )
     return np.round(degraded * 255).astype(np.uint8)
 
 
@@ -62,5 +63,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cv2.setNumThreads(1)
     main()

@@ -12,8 +12,16 @@ from sr3.pipeline import SR3Pipeline
 from sr3.train import Preset, build
 from tests.jobs_servers import S3, Postgres
 
-SIZES = {"channels": 16, "num_blocks": 2, "base_channels": 16, "multipliers": (1, 2), "unet_blocks": 1}
-SMALL = Preset(**SIZES, context_channels=16, temperature=1.0, overestimate=1.0)
+SMALL = Preset(
+    channels=16,
+    num_blocks=2,
+    context_channels=16,
+    base_channels=16,
+    multipliers=(1, 2),
+    unet_blocks=1,
+    temperature=1.0,
+    overestimate=1.0,
+)
 
 
 @pytest.fixture(scope="session")
