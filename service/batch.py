@@ -118,7 +118,7 @@ def _settings(device: str | None) -> Settings:
 def _spec(options: Options, settings: Settings) -> JobSpec:
     """The job; ValueError names an option out of its range."""
     limits = {
-        "steps": (0, 1000),
+        "steps": (0, 999),
         "aug_level": (0, 0.999),
         "consistency": (0, 100),
         "quality": (1, 100),

@@ -39,6 +39,7 @@ def enlarge_pixels(
     tiling: Tiling | None = None,
     on_tile: OnTile = _nothing,
     max_memory: int | None = None,
+    views: int = 1,
 ) -> list[np.ndarray]:
     """Pixels (H, W, C) as `Picture` holds them, enlarged four times: a batch of equal shape and type, with a generator
     for each.
@@ -64,6 +65,7 @@ def enlarge_pixels(
             tiling=tiling,
             on_tile=on_tile,
             max_memory=max_memory,
+            views=views,
         ).images
 
     colours = [filled(each, top) for each in pixels] if transparent else pixels
@@ -127,6 +129,7 @@ def enlarge_batch(
     tiling: Tiling | None = None,
     on_tile: OnTile = _nothing,
     max_memory: int | None = None,
+    views: int = 1,
 ) -> list[Picture]:
     """Pictures of one size, number of channels and depth, enlarged 4 or 16 times, with their profiles and EXIF.
 
@@ -149,7 +152,7 @@ def enlarge_batch(
         states = [int(each[index].generate_state(1, np.uint64)[0]) for each in children]
         generators = [torch.Generator().manual_seed(state) for state in states]
         level = aug_level if index == 0 else max(aug_level, SECOND_PASS_AUG_LEVEL)
-        settings = (level, consistency, tiling, on_tile, max_memory)
+        settings = (level, consistency, tiling, on_tile, max_memory, views)
         pixels = enlarge_pixels(pipeline, pixels, steps, generators, *settings)
     return [with_pixels(picture, each) for picture, each in zip(pictures, pixels, strict=True)]
 
@@ -165,9 +168,10 @@ def enlarge(
     tiling: Tiling | None = None,
     on_tile: OnTile = _nothing,
     max_memory: int | None = None,
+    views: int = 1,
 ) -> Picture:
     """One picture through `enlarge_batch`. The same seed gives the same pixels."""
-    settings = (factor, steps, aug_level, consistency, tiling, on_tile, max_memory)
+    settings = (factor, steps, aug_level, consistency, tiling, on_tile, max_memory, views)
     return enlarge_batch(pipeline, [picture], [seed], *settings)[0]
 
 

@@ -16,7 +16,7 @@ from degradation import PRESETS, crop_to_multiple, degrade
 from sr3 import reference, sets
 from sr3.images import LOSSY, SUFFIXES, ImageError, format_of, read, read_folder
 from sr3.metrics import consistency, ms_ssim, psnr, ssim, ssimulacra2
-from sr3.model import SCALE
+from sr3.model import SCALE, VIEWS
 from sr3.peers import Upscaler, peer
 from sr3.perceptual import distances
 from sr3.pipeline import CONSISTENCY, SMALLEST_SIDE, SR3Pipeline, load
@@ -51,6 +51,8 @@ class EvaluateConfig:
     """How many times SR3's results are projected: if not given 2 for bicubic input and for --low-res without JPEG or
     WebP files, else 0."""
     aug_level: float = 0.0
+    views: int = 1
+    """Of how many views of the picture SR3's estimate is the mean: test-time augmentation."""
     device: str = "auto"
     limit: int | None = None
     """Only the first so many pictures."""
@@ -81,6 +83,8 @@ def check(config: EvaluateConfig) -> None:
         raise ValueError("--steps must be numbers from 0 up")
     if config.limit is not None and config.limit < 1:
         raise ValueError(f"--limit is {config.limit}; it must be 1 or more")
+    if not 1 <= config.views <= VIEWS:
+        raise ValueError(f"--views is {config.views}; it must be between 1 and {VIEWS}")
     if config.max_side < SCALE * SMALLEST_SIDE:
         raise ValueError(f"--max-side is {config.max_side}; it must be at least {SCALE * SMALLEST_SIDE}")
     if config.low_res and config.degradation != "bicubic":
@@ -171,7 +175,7 @@ def upscalers(pipeline: SR3Pipeline, config: EvaluateConfig) -> dict[str, Upscal
     def at(pipeline: SR3Pipeline, steps: int) -> Upscaler:
         def run(low_res: np.ndarray) -> np.ndarray:
             draw = torch.Generator().manual_seed(config.seed)
-            return pipeline(low_res, steps, draw, config.aug_level, times).images[0]
+            return pipeline(low_res, steps, draw, config.aug_level, times, views=config.views).images[0]
 
         return run
 
@@ -235,7 +239,7 @@ def evaluate(config: EvaluateConfig) -> tuple[dict[str, dict[str, float]], dict[
     taken = measures(config.networks)
     compared = upscalers(pipeline, config)
     values: dict[str, dict[str, dict[str, float]]] = {}
-    means: dict[str, dict[str, float]] = {}
+    of_set: dict[str, dict[str, float]] = {}
     shown: list[dict[str, np.ndarray]] = []
     for pair in pictures:
         enlarged = cv2.resize(pair.low_res, None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_NEAREST)
@@ -254,19 +258,24 @@ def evaluate(config: EvaluateConfig) -> tuple[dict[str, dict[str, float]], dict[
             results.append(result)
             if config.sheet:
                 row[name] = result
-        means[name] = mean(values[name])
         if config.networks:
-            means[name] |= of_sets([p.original for p in pictures], results, config.networks)
+            of_set[name] = of_sets([p.original for p in pictures], results, config.networks)
     if config.sheet:
         write_sheet(config.sheet, [(p.name, row) for p, row in zip(pictures, shown, strict=True)])
-    return means, values
+    return {name: each | of_set.get(name, {}) for name, each in mean(values).items()}, values
 
 
-def mean(each: dict[str, dict[str, float]]) -> dict[str, float]:
-    """Of each measure, over the pictures that have it; of the peak the largest."""
-    names = dict.fromkeys(m for scores in each.values() for m in scores)
-    columns = {m: [scores[m] for scores in each.values() if m in scores] for m in names}
-    return {m: float(max(c) if m == "peak MB" else np.mean(c)) for m, c in columns.items()}
+def mean(values: dict[str, dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Of each upscaler's measures over the pictures of which all upscalers have them, which are the same then; of the
+    peak the largest."""
+    scores = [each for pictures in values.values() for each in pictures.values()]
+    found: dict[str, dict[str, float]] = {name: {} for name in values}
+    for measure in dict.fromkeys(m for each in scores for m in each):
+        whole = [p for p in next(iter(values.values())) if all(measure in each[p] for each in values.values())]
+        for name, pictures in values.items() if whole else ():
+            column = [pictures[p][measure] for p in whole]
+            found[name][measure] = float(max(column) if measure == "peak MB" else np.mean(column))
+    return found
 
 
 def main() -> int:

@@ -17,7 +17,7 @@ from torch import Tensor
 from sr3 import memory
 from sr3.images import to_tensor, to_uint8
 from sr3.memory import Plan, fast_dtype
-from sr3.model import SCALE, LowResEncoder, SR3UNet, reduce, upsample
+from sr3.model import SCALE, VIEWS, LowResEncoder, SR3UNet, estimate, reduce, upsample
 from sr3.process import Noise, augment, project, scheduler_gamma
 from sr3.tiling import Tiling, count, evaluate
 
@@ -78,6 +78,7 @@ class SR3Pipeline(DiffusionPipeline):
         tiling: Tiling | None = None,
         on_tile: Callable[[], None] = lambda: None,
         max_memory: int | None = None,
+        views: int = 1,
     ) -> SR3Output:
         """Enlarge one picture, or several of one size, four times.
 
@@ -92,18 +93,20 @@ class SR3Pipeline(DiffusionPipeline):
         `max_memory`: bytes that the process (on CUDA: its tensors) may hold; then a large picture is cut into regions
         which go through all steps one after the other, and `tiling` is chosen. Running out of memory is answered with
         smaller pieces. Without it or `tiling`, the memory that is free is the bound, as far as it can be kept.
+        `views`: of how many views of the picture (1 to 8: itself, mirrored, turned) μ is the mean, at an encoder's pass
+        each: test-time augmentation.
         Raises ValueError for what it does not take, and where memory is too small.
         """
         device = next(self.unet.parameters()).device
         given = to_tensor(image).to(device)
         if consistency is None:
             consistency = 0 if aug_level else CONSISTENCY
-        self._check(given, num_inference_steps, aug_level, consistency, output_type)
+        self._check(given, num_inference_steps, aug_level, consistency, output_type, views)
         generators = self._generators(generator, len(given))
         states = [g.get_state() for g in generators]
         height, width = given.shape[-2:]
         plan = self.plan(height, width, len(given), tiling, max_memory)
-        settings = (num_inference_steps, generators, aug_level, consistency, callback_on_step_end, on_tile)
+        settings = (num_inference_steps, generators, aug_level, consistency, callback_on_step_end, on_tile, views)
         while True:
             try:
                 high_res = self._enlarge(given, plan, *settings)
@@ -130,6 +133,7 @@ class SR3Pipeline(DiffusionPipeline):
         consistency: int,
         callback: Callback | None,
         on_tile: Callable[[], None],
+        views: int,
     ) -> Tensor:
         """high_res (N, 3, 4h, 4w) of `given` (N, 3, h, w), both in [-1, 1] in float32, as `plan` says."""
         patch = self.unet.config.patch_size
@@ -146,7 +150,7 @@ class SR3Pipeline(DiffusionPipeline):
             padded = F.pad(noised, (0, -width % multiple, 0, -height % multiple), mode="replicate")
 
             def encode(tile: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-                encoded = self.encoder(tile, level)
+                encoded = estimate(self.encoder, tile, level, views)
                 return encoded.mean, encoded.log_scale, encoded.features
 
             high_res, log_scale, features = evaluate(encode, [padded], plan.tiling, multiple, on_tile)
@@ -203,23 +207,26 @@ class SR3Pipeline(DiffusionPipeline):
         ratio = SCALE // self.unet.config.patch_size
         tiling = Tiling(tiling.size * ratio, tiling.overlap * ratio)
         scheduler = type(self.scheduler).from_config(self.scheduler.config)
-        scheduler.set_timesteps(steps)
+        known = int(self._estimates and scheduler.config.prediction_type == "sample")
+        scheduler.set_timesteps(steps + known)
         sample = noise.mul_(float(scheduler.init_noise_sigma))
-        takes_generator = "generator" in scheduler.step.__code__.co_varnames
-        for index, timestep in enumerate(scheduler.timesteps):
+        extra = {"generator": list(generators)} if "generator" in scheduler.step.__code__.co_varnames else {}
+        for index, timestep in enumerate(scheduler.timesteps, -known):
+            scaled = scheduler.scale_model_input(sample, timestep).to(features.dtype)
             gamma = scheduler_gamma(scheduler, timestep)
             gamma = (gamma - (self.config.overestimate - 1) * (1 - gamma)).clamp(min=0)
             gamma = gamma.to(features.device).expand(len(features))
-            scaled = scheduler.scale_model_input(sample, timestep).to(features.dtype)
 
             def predict(noisy: Tensor, condition: Tensor, gamma: Tensor = gamma) -> tuple[Tensor]:
                 return (self.unet(noisy, condition, gamma),)
 
-            (output,) = evaluate(predict, [scaled, features], tiling, self.unet.multiple, on_tile)
+            if index < 0:  # all that pure noise tells of the residual is its mean, which is 0 as μ is high_res's
+                output = torch.zeros_like(sample)
+            else:
+                (output,) = evaluate(predict, [scaled, features], tiling, self.unet.multiple, on_tile)
             del scaled
-            extra = {"generator": list(generators)} if takes_generator else {}
             sample = scheduler.step(output.float(), timestep, sample, **extra).prev_sample
-            if callback:
+            if callback and index >= 0:
                 sample = (callback(self, index, int(timestep), {"sample": sample}) or {}).get("sample", sample)
         return sample.mul_(self.config.temperature)
 
@@ -231,23 +238,32 @@ class SR3Pipeline(DiffusionPipeline):
         cost = memory.cost(self.encoder.config.channels, config.base_channels, config.patch_size, each)
         return memory.Cost(*(count * value for value in (cost.picture, cost.tile, cost.result)))
 
+    @property
+    def _estimates(self) -> bool:
+        """Whether there is a μ; the paper's conditioning has none."""
+        return bool(self.encoder.config.num_blocks)
+
     def _looks_across(self) -> bool:
         """Whether a part of the picture depends on what is far from it: by attention, or by noise that the scheduler
         draws at each step for all that it is given."""
         return bool(self.unet.config.attention_levels) or isinstance(self.scheduler, DDPMScheduler)
 
-    def _check(self, low_res: Tensor, steps: int, aug_level: float, consistency: int, output_type: str) -> None:
+    def _check(
+        self, low_res: Tensor, steps: int, aug_level: float, consistency: int, output_type: str, views: int
+    ) -> None:
         if min(low_res.shape[-2:]) < SMALLEST_SIDE:
             tall, wide = low_res.shape[-2:]
             raise ValueError(f"the picture is {wide}x{tall}; both sides must be at least {SMALLEST_SIDE} pixels")
         if steps < 0:
             raise ValueError(f"num_inference_steps is {steps}; it must be 0 or more")
-        if steps == 0 and not self.encoder.config.num_blocks:
+        if steps == 0 and not self._estimates:
             raise ValueError("this model has no regression estimate: num_inference_steps must be 1 or more")
         if not 0 <= aug_level < 1:
             raise ValueError(f"aug_level is {aug_level}; it must be at least 0 and less than 1")
         if consistency < 0:
             raise ValueError(f"consistency is {consistency}; it must be 0 or more")
+        if not 1 <= views <= VIEWS:
+            raise ValueError(f"views is {views}; it must be between 1 and {VIEWS}")
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type is {output_type!r}; it must be one of {', '.join(OUTPUT_TYPES)}")
 

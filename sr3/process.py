@@ -84,12 +84,13 @@ def scheduler_gamma(scheduler: HasSchedule, timestep: Tensor | float) -> Tensor:
 
 
 def visited_gammas(scheduler: Any, counts: Sequence[int]) -> list[Tensor]:
-    """For each number of steps the γ (steps,) that a diffusers scheduler visits, from noise to picture."""
+    """For each number of steps the γ (steps,) that a diffusers scheduler visits, from noise to picture: without the
+    pure noise that comes before them, of which the denoiser is not asked."""
     found = []
     for count in counts:
         copy = type(scheduler).from_config(scheduler.config)
-        copy.set_timesteps(count)
-        found.append(torch.stack([scheduler_gamma(copy, t) for t in copy.timesteps]))
+        copy.set_timesteps(count + 1)
+        found.append(torch.stack([scheduler_gamma(copy, t) for t in copy.timesteps[1:]]))
     return found
 
 

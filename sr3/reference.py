@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import logging
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -87,14 +88,24 @@ def _make_layer(block: Callable[..., nn.Module], count: int, **options: Any) -> 
     return nn.Sequential(*(block(**options) for _ in range(count)))
 
 
-def niqe() -> Callable[[np.ndarray], float] | None:
+def niqe() -> Callable[[np.ndarray], float | None] | None:
     """NIQE (Mittal et al., IEEE SPL 20(3), 2013) by basicsr's code and parameters, of uint8 RGB (H, W, 3) with sides
-    of at least 200 pixels, on luminance without a border of 4; None without basicsr. Lower is better."""
+    of at least 200 pixels, on luminance without a border of 4; None without basicsr. Lower is better. It has no value
+    (None) for a picture with fewer than two blocks of 96 pixels that are not flat."""
     module = load("metrics.niqe")
     if module is None:
         return None
-    calculate = module.calculate_niqe
-    return lambda picture: float(calculate(picture[..., ::-1], crop_border=4))
+
+    def measure(picture: np.ndarray) -> float | None:
+        try:
+            with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
+                warnings.simplefilter("ignore", RuntimeWarning)
+                value = float(module.calculate_niqe(picture[..., ::-1], crop_border=4))
+        except np.linalg.LinAlgError:
+            return None
+        return value if np.isfinite(value) else None
+
+    return measure
 
 
 def rrdbnet() -> nn.Module | None:

@@ -101,7 +101,7 @@ def test_interrupted_or_killed_it_goes_on_where_it_stopped(tmp_path: Path, end: 
         (["empty", "out"], "holds no pictures that match; --recursive looks into folders below"),
         (["in", "in/out"], "must not lie one inside the other"),
         (["in", "http://host/out"], "neither a folder nor"),
-        (["in", "out", "--steps", "-1"], "--steps is -1; it must be between 0 and 1000"),
+        (["in", "out", "--steps", "-1"], "--steps is -1; it must be between 0 and 999"),
         (["in", "out", "--workers", "0"], "--workers is 0"),
         (["in", "/proc/out"], "/proc/out"),
         (["~nosuch/photos", "out"], "~nosuch/photos"),

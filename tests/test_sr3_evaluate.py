@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from sr3 import reference
-from sr3.evaluate import EvaluateConfig, evaluate, main, measures, pairs, projections, short_names
+from sr3.evaluate import EvaluateConfig, evaluate, main, mean, measures, pairs, projections, short_names
 from sr3.images import read
 from sr3.peers import PeerError, lanczos, peer, realesrgan_ncnn, realesrgan_network
 from sr3.report import busiest, table
@@ -152,6 +152,7 @@ def test_pictures_and_peers_of_one_name_are_told_apart(model, tmp_path):
         (["--out", "/nowhere/a.json"], "/nowhere/a.json could not be written"),
         (["--markdown", "/"], "/ could not be written"),
         (["--networks", "/nowhere"], "/nowhere is not a folder"),
+        (["--views", "9"], "--views is 9; it must be between 1 and 8"),
         (["--limit", "0"], "--limit is 0; it must be 1 or more"),
         (["--max-side", "20"], "--max-side is 20; it must be at least 32"),
         (["--low-res", "x", "--degradation", "bsr"], "--degradation bsr is not for pairs"),
@@ -276,3 +277,19 @@ def test_niqe_prefers_the_natural_picture():
     picture = np.clip(soft(0, 208, 304) + np.random.default_rng(0).normal(0, 4, (208, 304, 3)), 0, 255).astype(np.uint8)
     noisy = np.random.default_rng(1).integers(0, 256, picture.shape, np.uint8)
     assert 0 < niqe(picture) < niqe(noisy)
+
+
+def test_niqe_has_no_value_for_a_flat_picture():
+    niqe = reference.niqe()
+    if niqe is None:
+        pytest.skip("basicsr is not installed")
+    assert niqe(np.full((208, 208, 3), 120, np.uint8)) is None
+
+
+def test_means_are_of_the_pictures_that_all_upscalers_have():
+    a = {"first": {"PSNR": 30.0, "NIQE": 4.0}, "second": {"PSNR": 32.0, "NIQE": 9.0}}
+    b = {"first": {"PSNR": 31.0, "NIQE": 5.0}, "second": {"PSNR": 35.0}}
+    assert mean({"a": a, "b": b}) == {"a": {"PSNR": 31.0, "NIQE": 4.0}, "b": {"PSNR": 33.0, "NIQE": 5.0}}
+    assert mean({"a": {"x": {"peak MB": 2.0, "PSNR": 1.0}, "y": {"peak MB": 3.0}}}) == {
+        "a": {"peak MB": 3.0, "PSNR": 1.0}
+    }

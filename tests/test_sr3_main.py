@@ -47,6 +47,19 @@ def test_a_photograph_is_enlarged(model, tmp_path):
     assert not np.array_equal(made, enlarge(pipeline, picture, 4, 2, 7, consistency=2).pixels)
 
 
+def test_the_estimate_may_be_the_mean_over_views(model, tmp_path, monkeypatch):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 16, 4), np.uint8)).save(tmp_path / "a.png")
+    pipeline, picture = load(model, "cpu"), read(tmp_path / "a.png")
+    made = []
+    for views in (1, 8):
+        arguments = (tmp_path / "a.png", "--model", model, "--steps", 1, "--seed", 7, "--device", "cpu")
+        monkeypatch.setattr(sys, "argv", ["sr3", *map(str, (*arguments, "--views", views))])
+        assert main() == 0
+        made.append(read(tmp_path / "a_x4.png").pixels)
+        assert np.array_equal(made[-1], enlarge(pipeline, picture, 4, 1, 7, views=views).pixels)
+    assert not np.array_equal(*made)
+
+
 def test_uncertainty_steps_and_memory_are_chosen_and_reported(model, tmp_path, monkeypatch, capsys):
     pixels = np.random.default_rng(0).integers(0, 256, (12, 16, 4), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
@@ -127,6 +140,7 @@ def test_mistakes_are_one_line_and_exit_code_2(model, tmp_path, monkeypatch, cap
         ((tmp_path / "none.png",), "No such file"),
         ((tmp_path,), "directory"),
         ((ok, "--factor", 3), "must be 4 or 16"),
+        ((ok, "--views", 9), "--views is 9; it must be between 1 and 8"),
         ((ok, "-o", tmp_path / "a.gif"), "suffix that is not accepted"),
         ((ok, "-o", tmp_path / "none" / "a.png"), "is not a folder"),
         ((tmp_path / "clear.png", "-o", tmp_path / "a.jpg"), "no transparency"),

@@ -1,8 +1,9 @@
 """The networks: sizes, shapes, and that nothing in them looks across space but convolutions."""
 
+import pytest
 import torch
 
-from sr3.model import ChannelNorm, LowResEncoder, SR3UNet, upsample
+from sr3.model import VIEWS, ChannelNorm, LowResEncoder, SR3UNet, estimate, turn, turn_back, upsample
 from sr3.train import PRESETS, build
 
 
@@ -56,6 +57,28 @@ def test_the_deepest_context_may_be_wider():
     assert encoder.context is not None
     assert encoder.context.blocks[0].conv1.weight.shape == (12, 12, 3, 3)
     assert encoder(torch.zeros(1, 3, 8, 12), torch.zeros(1)).features.shape == (1, 8, 8, 12)
+
+
+def test_the_views_of_a_picture_differ_and_are_turned_back():
+    square, oblong = torch.arange(9.0).view(1, 1, 3, 3), torch.rand(1, 2, 3, 5)
+    assert len({tuple(turn(square, view).flatten().tolist()) for view in range(VIEWS)}) == VIEWS == 8
+    for view in range(VIEWS):
+        assert torch.equal(turn_back(turn(oblong, view), view), oblong)
+
+
+@pytest.mark.parametrize(("views", "symmetries"), [(1, (0,)), (2, (0, 1)), (4, (0, 1, 2, 3)), (8, range(8))])
+def test_the_mean_over_views_keeps_their_symmetries(small_pipeline, views, symmetries):
+    low_res, level = torch.rand(1, 3, 8, 12) * 2 - 1, torch.zeros(1)
+    with torch.no_grad():
+        whole = estimate(small_pipeline.encoder, low_res, level, views)
+        each = [small_pipeline.encoder(turn(low_res, view), level) for view in range(views)]
+        for view in range(VIEWS):
+            other = estimate(small_pipeline.encoder, turn(low_res, view), level, views)
+            for a, b in ((whole.mean, other.mean), (whole.log_scale, other.log_scale)):
+                assert torch.allclose(turn(a, view), b, atol=1e-6) == (view in symmetries)
+    mean = torch.stack([turn_back(encoded.mean, view) for view, encoded in enumerate(each)]).mean(0)
+    assert torch.allclose(whole.mean, mean, atol=1e-6)
+    assert torch.equal(whole.features, each[0].features)
 
 
 def test_an_encoder_without_blocks_is_the_papers_conditioning():
