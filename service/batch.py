@@ -59,6 +59,9 @@ class Options:
     consistency: int | None = None
     """How many times a result is made to reduce to its picture again. If not given 0 for JPEG, WebP, with an
     --aug-level and for the second pass of 16 times, else 2."""
+    views: int = 1
+    """Test-time augmentation: of how many views of a picture (itself, mirrored, turned; up to 8) its estimate is the
+    mean. Closer to the picture, a little softer, and slower: each takes an encoder's pass."""
     seed: int = 0
     """Of the job; each picture's follows from it and the picture's name."""
     format: Literal["PNG", "JPEG", "WEBP", "TIFF"] | None = None
@@ -121,6 +124,7 @@ def _spec(options: Options, settings: Settings) -> JobSpec:
         "steps": (0, 999),
         "aug_level": (0, 0.999),
         "consistency": (0, 100),
+        "views": (1, 8),
         "quality": (1, 100),
         "seed": (0, 2**63 - 1),
         "workers": (1, 64),
@@ -135,6 +139,7 @@ def _spec(options: Options, settings: Settings) -> JobSpec:
         scheduler=options.scheduler,
         aug_level=options.aug_level,
         consistency=options.consistency,
+        views=options.views,
         format=options.format,
         quality=options.quality,
     )

@@ -63,6 +63,7 @@ def parameters_text(request: Request, used: UsedSettings) -> str:
         "Hires sampler": used.sr_sampler,
         "SR aug level": used.aug_level,
         "SR consistency": used.consistency,
+        "SR views": used.views,
     }
     lines = []
     if isinstance(request, GenerateRequest):

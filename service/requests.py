@@ -84,6 +84,7 @@ class UsedSettings:
     sr_steps: int | None = None
     aug_level: float | None = None
     consistency: int | None = None
+    views: int | None = None
     base_hash: str | None = None
     sr_hash: str | None = None
 

@@ -58,6 +58,7 @@ class JobSettings(BaseModel):
         description="how often a result is made to reduce to its picture; null: 0 for JPEG and WebP, else 2",
         examples=[2],
     )
+    views: int = Field(default=1, ge=1, le=8, description="test-time augmentation: slower, closer to the picture")
     format: Literal["PNG", "JPEG", "WEBP", "TIFF"] | None = Field(
         default=None, description="null: each picture's own; another adds its suffix to the name", examples=["PNG"]
     )
@@ -291,6 +292,7 @@ def _spec(
         scheduler=asked.scheduler,
         aug_level=asked.aug_level,
         consistency=asked.consistency,
+        views=asked.views,
         format=asked.format,
         quality=asked.quality,
     )

@@ -66,6 +66,14 @@ class UpscaleQuery(BaseModel):
         description="how often the result is made to reduce to the picture again; none: 0 for JPEG, WebP, with an "
         "aug_level and for the second pass of 16 times, else 2",
     )
+    views: int = Field(
+        default=1,
+        ge=1,
+        le=8,
+        description="of how many views of the picture the estimate is the mean (test-time augmentation): slower, "
+        "closer to the picture",
+        examples=[1],
+    )
     format: Literal["png", "jpeg", "webp", "tiff"] | None = Field(
         default=None, description="of the file; none: what Accept names, else the picture's own", examples=["png"]
     )

@@ -50,6 +50,8 @@ class UpscaleOptions:
     """At least 0 and less than 1; None is 0, what suits a picture that is not generated."""
     consistency: int | None = None
     """How many times the result is made to reduce to the picture again; None never for a lossy file."""
+    views: int = 1
+    """1 to 8: of how many views of the picture the estimate is the mean (test-time augmentation)."""
     format: str | None = None
     """PNG, JPEG, WEBP or TIFF; None keeps the file's own where it can be written, else PNG."""
     quality: int = 95
@@ -98,6 +100,7 @@ class Upscaler:
                 options.aug_level or 0.0,
                 options.consistency,
                 on_tile=tile_callback(tell, STAGES[options.factor], totals),
+                views=options.views,
             )
 
     @property
@@ -133,6 +136,7 @@ class Upscaler:
             sr_steps=self._settings.sr_steps if options.steps is None else options.steps,
             aug_level=options.aug_level or 0.0,
             consistency=options.consistency,
+            views=options.views if options.views > 1 else None,
         )
 
     @cached_property

@@ -51,7 +51,12 @@ def test_uploads_are_not_smoothed_and_take_the_servers_steps(upscaler: Upscaler)
     plain = upscaler.upscale([picture(1)], [7], UpscaleOptions())[0].pixels
     named = upscaler.upscale([picture(1)], [7], UpscaleOptions(steps=2, aug_level=0.0))[0].pixels
     assert np.array_equal(plain, named)
-    for other in (UpscaleOptions(steps=0), UpscaleOptions(aug_level=0.2), UpscaleOptions(scheduler="Euler")):
+    for other in (
+        UpscaleOptions(steps=0),
+        UpscaleOptions(aug_level=0.2),
+        UpscaleOptions(scheduler="Euler"),
+        UpscaleOptions(views=2),
+    ):
         assert not np.array_equal(plain, upscaler.upscale([picture(1)], [7], other)[0].pixels)
 
 
@@ -88,11 +93,11 @@ def test_what_cannot_be_done_is_a_value_error(upscaler: Upscaler) -> None:
 
 
 def test_a_result_says_how_it_was_made(upscaler: Upscaler) -> None:
-    text = upscaler.metadata(picture(1), 7, UpscaleOptions(16, scheduler="Euler"))
+    text = upscaler.metadata(picture(1), 7, UpscaleOptions(16, scheduler="Euler", views=2))
     made = json.loads(text["settings"])
     assert (made["seed"], made["upscale"], made["sr_steps"], made["sr_sampler"]) == (7, 16, 2, "Euler")
     assert (made["sr_model"], made["sr_hash"]) == ("bundled", sr_hash(Settings()))
-    assert made["versions"] == versions()
+    assert made["versions"] == versions() and made["views"] == 2
     assert "Seed: 7, Size: 16x12, Hires upscale: 16, Hires steps: 2, Hires upscaler: SR3 bundled" in text["parameters"]
 
 
