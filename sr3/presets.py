@@ -33,7 +33,7 @@ class Preset:
     """SR3 as published: bicubic concatenated at full resolution, ε predicted, ancestral sampling."""
     context_blocks: int = 12
     context_channels: int = 128
-    temperature: float = 0.4
+    temperature: float = 0.5
     overestimate: float = 1.05
 
 
