@@ -129,7 +129,8 @@ def run(options: Options) -> None:
             return enlarge(pipeline, picture, *settings)
 
         large = draw(seed)
-        write(large, out, options.quality, {"sr3": f"steps {steps}, seed {seed}, factor {options.factor}"})
+        how = f"steps {steps}, seed {seed}, factor {options.factor}"
+        write(large, out, options.quality, {"sr3": how + (f", views {options.views}" if options.views > 1 else "")})
         if options.uncertainty:
             others = (draw((seed + i) % 2**63).pixels for i in range(1, options.samples))
             grey = spread(itertools.chain([large.pixels], others))

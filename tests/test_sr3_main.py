@@ -58,6 +58,8 @@ def test_the_estimate_may_be_the_mean_over_views(model, tmp_path, monkeypatch):
         made.append(read(tmp_path / "a_x4.png").pixels)
         assert np.array_equal(made[-1], enlarge(pipeline, picture, 4, 1, 7, views=views).pixels)
     assert not np.array_equal(*made)
+    with Image.open(tmp_path / "a_x4.png") as image:
+        assert image.text["sr3"] == "steps 1, seed 7, factor 4, views 8"
 
 
 def test_uncertainty_steps_and_memory_are_chosen_and_reported(model, tmp_path, monkeypatch, capsys):
