@@ -74,8 +74,9 @@ def upscale_router(settings: Settings) -> APIRouter:
         kind, format = chosen_answer(request, wanted_format, 1, own, lambda each: _holds(picture, each, factor))
         check_result(picture, factor, format, settings)
         seed = secrets.randbelow(2**32) if options.seed is None else options.seed
-        how = (options.steps, options.scheduler, options.aug_level, options.consistency, options.views)
-        chosen = UpscaleOptions(factor, *how)
+        chosen = UpscaleOptions(
+            factor, options.steps, options.scheduler, options.aug_level, options.consistency, options.views
+        )
         check_scheduler(request, options.scheduler)
         wanted = UpscaleRequest(picture, seed, chosen.for_picture(picture))
         output = Output(format, options.quality, options.metadata == "full")

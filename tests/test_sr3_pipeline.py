@@ -56,7 +56,7 @@ class Oracle(torch.nn.Module):
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-@pytest.mark.parametrize("steps", [1, 2, 4, 8])
+@pytest.mark.parametrize("steps", [1, 2, 4, 8, 10])
 def test_an_oracle_makes_every_scheduler_return_the_answer(small_pipeline, name, steps):
     low_res = torch.rand(1, 3, 16, 16) * 2 - 1
     answer = torch.randn(1, 48, 16, 16, generator=draw(1)) * 0.1
@@ -68,7 +68,8 @@ def test_an_oracle_makes_every_scheduler_return_the_answer(small_pipeline, name,
     scale = encoded.log_scale.exp().repeat_interleave(4, -1).repeat_interleave(4, -2)
     expected = encoded.mean + scale * torch.nn.functional.pixel_shuffle(answer, 4)
     result = oracle(low_res, steps, draw(0), consistency=0, output_type="pt").images
-    assert (result - expected.clamp(-1, 1)).abs().max() < 0.02
+    error = (result - expected.clamp(-1, 1)).abs().max()
+    assert error < (0.03 if name == "DDIM" and 1000 % (steps + 1) else 0.02)  # diffusers' DDIM then ends before γ = 1
 
 
 def test_temperature_is_how_far_from_the_estimate_to_the_sample_and_stays_with_the_model(small_pipeline, tmp_path):
