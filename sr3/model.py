@@ -224,7 +224,9 @@ class SR3UNet(ModelMixin, ConfigMixin):
     """The denoiser f_θ(condition, noisy, γ): what it predicts (d, or ε for the paper) is the scheduler's
     `prediction_type`. It works on the residual unshuffled by `patch_size`.
 
-    Sides must be multiples of `multiple` (of unshuffled positions).
+    With `gain` the layers also say how much of each number of `noisy` is kept as it is, a Wiener filter's gain: what
+    little noise lies on need not pass through them, for which they are too narrow. Sides must be multiples of
+    `multiple` (of unshuffled positions).
     """
 
     @register_to_config
@@ -233,14 +235,15 @@ class SR3UNet(ModelMixin, ConfigMixin):
         patch_size: int = 4,
         condition_channels: int = 64,
         base_channels: int = 48,
-        multipliers: tuple[int, ...] = (1, 2, 3),
+        multipliers: tuple[float, ...] = (1, 2, 3),
         num_blocks: int = 1,
         attention_levels: tuple[int, ...] = (),
         dropout: float = 0.0,
+        gain: bool = False,
     ) -> None:
         super().__init__()
         inside = 3 * patch_size**2
-        widths = [base_channels * m for m in multipliers]
+        widths = [int(base_channels * m) for m in multipliers]
         width = 4 * base_channels
         last = len(widths) - 1
         self.embedding = GammaEmbedding(base_channels, width)
@@ -271,6 +274,10 @@ class SR3UNet(ModelMixin, ConfigMixin):
         self.norm = ChannelNorm(current)
         self.tail = nn.Conv2d(current, inside, 3, padding=1)
         nn.init.zeros_(self.tail.weight)
+        self.kept = nn.Conv2d(current, inside, 3, padding=1) if gain else None
+        if self.kept is not None:
+            nn.init.zeros_(self.kept.weight)
+            nn.init.zeros_(self.kept.bias)  # type: ignore[arg-type]
 
     @property
     def multiple(self) -> int:
@@ -290,4 +297,5 @@ class SR3UNet(ModelMixin, ConfigMixin):
             if stage.resample != "up":
                 x = torch.cat([x, skips.pop()], dim=1)
             x = stage(x, embedding)
-        return self.tail(F.silu(self.norm(x)))
+        x = F.silu(self.norm(x))
+        return self.tail(x) if self.kept is None else torch.addcmul(self.tail(x), self.kept(x), noisy)

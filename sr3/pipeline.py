@@ -43,10 +43,13 @@ class SR3Pipeline(DiffusionPipeline):
     """Encoder once, then `num_inference_steps` of denoising what the encoder's estimate μ misses.
 
     `temperature` scales the residual that the steps draw: the line from μ (0) to the sample (1) is the best trade of
-    fidelity for likeness where μ is the conditional mean (Freirich, Michaeli and Meir, arXiv 2107.02555).
-    `overestimate`: how many times the variance of the schedule's noise the denoiser is told, 1 or more. What it is
-    given is off by its own errors of the steps before, which it never saw in training (exposure bias, arXiv 2308.15321)
-    and would keep as grain. Both are part of a model, chosen by evaluation.
+    fidelity for likeness where μ is the conditional mean (Freirich, Michaeli and Meir, arXiv 2107.02555). Few steps
+    draw less than the sample, so that it may be more than 1.
+    `ceiling`: the most that the expected size s of that residual is taken for, of [-1, 1]. Where more is unknown, at
+    the edges of what was blurred heavily, a few steps leave grain, and what they draw costs the most fidelity.
+    `overestimate`: how many times the variance of the schedule's noise the denoiser is told. What it is given is off by
+    its own errors of the steps before, which it never saw in training (exposure bias, arXiv 2308.15321): told more, it
+    takes them for noise, told less for texture. All three are part of a model, chosen by evaluation.
     """
 
     def __init__(
@@ -56,14 +59,15 @@ class SR3Pipeline(DiffusionPipeline):
         scheduler: SchedulerMixin,
         temperature: float = 1.0,
         overestimate: float = 1.0,
+        ceiling: float = 1.0,
     ) -> None:
         super().__init__()
         self.register_modules(encoder=encoder, unet=unet, scheduler=scheduler)
-        self.register_to_config(temperature=temperature, overestimate=overestimate)
+        self.register_to_config(temperature=temperature, overestimate=overestimate, ceiling=ceiling)
 
     def sampling(self) -> dict[str, float]:
         """What a pipeline of the same networks must be given too."""
-        return {"temperature": self.config.temperature, "overestimate": self.config.overestimate}
+        return {name: self.config[name] for name in ("temperature", "overestimate", "ceiling")}
 
     @torch.no_grad()
     def __call__(
@@ -157,7 +161,8 @@ class SR3Pipeline(DiffusionPipeline):
             if steps:
                 sample = self._denoise(features, drawn[-1], steps, generators, callback, plan.tiling, on_tile)
                 del features
-                scale = log_scale.float().exp().repeat_interleave(SCALE, -1).repeat_interleave(SCALE, -2)
+                scale = log_scale.float().exp().clamp(max=self.config.ceiling)
+                scale = scale.repeat_interleave(SCALE, -1).repeat_interleave(SCALE, -2)
                 high_res.addcmul_(scale, F.pixel_shuffle(sample, patch))
                 del sample, scale
             high_res = high_res[..., : SCALE * height, : SCALE * width].clamp_(-1, 1)

@@ -33,8 +33,9 @@ class Preset:
     """SR3 as published: bicubic concatenated at full resolution, ε predicted, ancestral sampling."""
     context_blocks: int = 12
     context_channels: int = 128
-    temperature: float = 0.5
-    overestimate: float = 1.05
+    temperature: float = 1.0
+    overestimate: float = 0.96
+    ceiling: float = 0.03
 
 
 PRESETS = {
@@ -55,6 +56,7 @@ def build(preset: Preset) -> SR3Pipeline:
         num_blocks=preset.unet_blocks,
         attention_levels=preset.attention_levels,
         dropout=preset.dropout,
+        gain=not preset.paper,
     )
     if preset.paper:
         return SR3Pipeline(encoder, unet, DDPMScheduler(**LINEAR, **ANCESTRAL, prediction_type="epsilon"))
@@ -65,7 +67,7 @@ def build(preset: Preset) -> SR3Pipeline:
         set_alpha_to_one=True,
         rescale_betas_zero_snr=False,
     )
-    return SR3Pipeline(encoder, unet, scheduler, preset.temperature, preset.overestimate)
+    return SR3Pipeline(encoder, unet, scheduler, preset.temperature, preset.overestimate, preset.ceiling)
 
 
 def save(pipeline: SR3Pipeline, folder: Path) -> None:

@@ -98,7 +98,8 @@ def losses(
     rows: slice = slice(None),
 ) -> dict[str, Tensor]:
     """The terms of one step: `mean` (of μ), `scale` and, with a denoiser, `denoising`. `total` is their weighted sum;
-    with a frozen encoder `denoising` alone.
+    with a frozen encoder `denoising` alone, in which each noise level counts in units of its variance 1 − γ (SNR + 1
+    weighting, arXiv 2202.00512, section 4).
 
     `mean_loss` is l1, psnr for a tenth of `psnr_loss`, or psnr-ssim for 0.3 · `ssim_loss` beside. `batch` is low_res
     (N, 3, h, w) and high_res (N, 3, 4h, 4w) in [-1, 1], and aug_level (N,): the `rows` of a step's `of` samples (all of
@@ -127,7 +128,8 @@ def losses(
     if output is None:
         return {"total": total, **terms}
     weight = log_scale.detach().exp()
-    terms["denoising"] = denoising_loss(output.float(), residual, weight / weight.mean())
+    weight = weight / weight.mean() / (1 - gamma.view(-1, 1, 1, 1)).clamp(min=0.01)
+    terms["denoising"] = denoising_loss(output.float(), residual, weight)
     learned = total if mean.requires_grad else 0
     return {"total": learned + terms["denoising"], **terms}
 

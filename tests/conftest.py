@@ -21,6 +21,7 @@ SMALL = Preset(
     unet_blocks=1,
     temperature=1.0,
     overestimate=1.0,
+    ceiling=1.0,
 )
 
 

@@ -147,7 +147,11 @@ def test_picture_chosen_is_enlarged_and_compared(page: Any) -> None:
     page.set_input_files("#file", {"name": "teal.png", "mimeType": "image/png", "buffer": png()})
     page.wait_for_selector("#dropped img")
     assert "48 × 40 pixels" in page.inner_text("#size")
-    page.click("#go")
+    page.click("summary")
+    page.fill("[name=views]", "2")
+    with page.expect_request("**/upscale?*") as sent:
+        page.click("#go")
+    assert "views=2" in sent.value.url
     finished(page)
     assert page.evaluate("document.getElementById('after').naturalWidth") == 48
     assert page.is_visible("#before") and page.is_visible("#compare")

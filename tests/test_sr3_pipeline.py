@@ -108,6 +108,25 @@ def test_views_are_those_of_the_estimate_and_leave_what_is_drawn(small_pipeline)
             small_pipeline(given, views=wrong)
 
 
+def test_no_more_is_drawn_than_the_ceiling_of_the_model_lets(small_pipeline, tmp_path):
+    given = (picture() * 0.5 + 64).astype(np.uint8)
+    networks = small_pipeline.encoder, small_pipeline.unet, small_pipeline.scheduler
+    with torch.no_grad():
+        scale = small_pipeline.encoder(to_tensor(given), torch.zeros(1)).log_scale.exp()
+    ceiling = float(scale.median())
+    save(SR3Pipeline(*networks, temperature=0.1, ceiling=ceiling), tmp_path)
+    bounded, free = load(tmp_path, "cpu", "float32"), SR3Pipeline(*networks, temperature=0.1)
+    for pipeline in (bounded, free):
+        pipeline.encoder, pipeline.unet = networks[:2]  # not in float16
+        pipeline.set_progress_bar_config(disable=True)
+    mean = free(given, 0, consistency=0, output_type="pt").images
+    less, more = (p(given, 2, draw(0), consistency=0, output_type="pt").images - mean for p in (bounded, free))
+    inside = (mean + more).abs() < 1
+    assert inside.float().mean() > 0.3
+    share = torch.nn.functional.interpolate(scale.clamp(max=ceiling) / scale, scale_factor=4.0).expand_as(more)
+    assert share[inside].min() < 0.98 and torch.allclose(less[inside], (share * more)[inside], atol=1e-5)
+
+
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_the_denoiser_is_told_more_noise_where_the_model_says_so(small_pipeline, tmp_path, name):
     networks = small_pipeline.encoder, small_pipeline.unet, small_pipeline.scheduler

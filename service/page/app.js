@@ -99,7 +99,7 @@ function asked() {
     return { path, type: "application/json", body: JSON.stringify(body), key, title: body.prompt };
   }
   if (!picture) throw new Refused("Choose a picture to enlarge.");
-  const query = new URLSearchParams({ factor: field("upscale").value, ...numbers(["seed", "aug_level"]) });
+  const query = new URLSearchParams({ factor: field("upscale").value, ...numbers(["seed", "aug_level", "views"]) });
   if (field("sr_steps").value !== "") query.set("steps", field("sr_steps").value);
   if (field("sr_scheduler").value) query.set("scheduler", field("sr_scheduler").value);
   if (format) query.set("format", format);
@@ -262,7 +262,7 @@ function facts(entry) {
     Prompt: settings.prompt, "Keep away from": settings.negative_prompt, Seed: entry.seed,
     Size: `${entry.width} × ${entry.height}`, Model: settings.base_model, Scheduler: settings.sampler, Steps: settings.steps,
     Guidance: settings.guidance_scale, "Enlarged by": settings.sr_model && `SR3 ${settings.sr_model} ×${settings.upscale}`,
-    "Detail steps": settings.sr_steps, Invention: settings.aug_level, Time: `${total.toFixed(1)} s`,
+    "Detail steps": settings.sr_steps, Invention: settings.aug_level, Views: settings.views, Time: `${total.toFixed(1)} s`,
   };
   const made = Object.entries(pairs).filter(([, value]) => value !== undefined && value !== null && value !== "");
   find("facts").replaceChildren(...made.map(([name, value]) => {
