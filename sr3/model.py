@@ -235,7 +235,7 @@ class SR3UNet(ModelMixin, ConfigMixin):
         patch_size: int = 4,
         condition_channels: int = 64,
         base_channels: int = 48,
-        multipliers: tuple[float, ...] = (1, 2, 3),
+        multipliers: tuple[int, ...] = (1, 2, 3),
         num_blocks: int = 1,
         attention_levels: tuple[int, ...] = (),
         dropout: float = 0.0,
@@ -243,7 +243,7 @@ class SR3UNet(ModelMixin, ConfigMixin):
     ) -> None:
         super().__init__()
         inside = 3 * patch_size**2
-        widths = [int(base_channels * m) for m in multipliers]
+        widths = [base_channels * m for m in multipliers]
         width = 4 * base_channels
         last = len(widths) - 1
         self.embedding = GammaEmbedding(base_channels, width)

@@ -124,7 +124,7 @@ def test_unet_is_told_the_noise_level():
 
 def test_unet_with_gain_keeps_what_it_is_given():
     torch.manual_seed(0)
-    unet = SR3UNet(base_channels=8, multipliers=(1, 1.5), condition_channels=4, gain=True)
+    unet = SR3UNet(base_channels=8, multipliers=(1, 2), condition_channels=4, gain=True)
     noisy, condition, gamma = torch.randn(2, 48, 8, 8), torch.randn(2, 4, 8, 8), torch.tensor([0.1, 0.9])
     with torch.no_grad():
         unet.kept.bias.fill_(0.5)

@@ -483,3 +483,12 @@ def test_learning_rate_rises_then_falls_to_nothing():
     rates = [learning_rate(s, config) for s in range(101)]
     assert rates[0] == pytest.approx(0.1) and rates[10] == 1.0 and rates[100] == pytest.approx(0, abs=1e-9)
     assert rates[:11] == sorted(rates[:11]) and rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_each_noise_level_counts_in_units_of_its_own_variance():
+    def off_by_one(low_res, high_res, level, gamma, noise):
+        return torch.zeros_like(high_res), torch.zeros(3, 1, 8, 8), torch.zeros_like(noise), torch.ones_like(noise)
+
+    batch = torch.zeros(3, 3, 8, 8), torch.zeros(3, 3, 32, 32), torch.zeros(3)
+    terms = losses(off_by_one, batch, generator(0), lambda draw, count: torch.tensor([0.5, 0.9, 1.0]), False)
+    assert float(terms["denoising"]) == pytest.approx((2 + 10 + 100) / 3, rel=1e-4)
