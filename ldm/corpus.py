@@ -82,10 +82,11 @@ def fetch(package: str, version: str, cache: Path) -> tuple[Path, dict[str, str]
                     tar.extractall(temporary, filter="data")
                 (Path(temporary) / "package").rename(folder)
             except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
-                why = " ".join(str(error).split())
-                raise RuntimeError(
-                    f"{archive} cannot be unpacked ({why}); delete it to have it fetched again"
-                ) from None
+                if not folder.exists():  # else another program has unpacked it meanwhile
+                    why = " ".join(str(error).split())
+                    raise RuntimeError(
+                        f"{archive} cannot be unpacked ({why}); delete it to have it fetched again"
+                    ) from None
     described = json.loads((folder / "package.json").read_text())
     info = folder / "info.json"
     licence = json.loads(info.read_text())["license"]["spdx"] if info.exists() else described["license"]

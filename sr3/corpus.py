@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -80,17 +81,20 @@ def fetch(package: str, cache: Path) -> tuple[Path, str]:
     if not folder.exists():
         if shutil.which("apt-get") is None:
             raise RuntimeError(f"apt-get is needed to fetch {package}; use --packages with nothing and --folders")
-        downloads = cache / "downloads"
-        downloads.mkdir(parents=True, exist_ok=True)
-        command = ["apt-get", "download", "-q", package]
-        done = subprocess.run(command, cwd=downloads, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"apt-get could not fetch {package}: {done.stderr.strip()[-300:]}")
-        archive = next(downloads.glob(f"{package}_*.deb"))
-        temporary = cache / f"{package}.part"
-        subprocess.run(["dpkg", "-x", archive, temporary], check=True)
-        (temporary / "version").write_text(archive.name.split("_")[1].replace("%3a", ":"))
-        temporary.rename(folder)
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as temporary:
+            command = ["apt-get", "download", "-q", package]
+            done = subprocess.run(command, cwd=temporary, capture_output=True, text=True)
+            if done.returncode:
+                raise RuntimeError(f"apt-get could not fetch {package}: {done.stderr.strip()[-300:]}")
+            archive, unpacked = next(Path(temporary).glob("*.deb")), Path(temporary) / "unpacked"
+            subprocess.run(["dpkg", "-x", archive, unpacked], check=True)
+            (unpacked / "version").write_text(archive.name.split("_")[1].replace("%3a", ":"))
+            try:
+                unpacked.rename(folder)
+            except OSError:
+                if not folder.exists():  # else another program has fetched it meanwhile
+                    raise
     return folder, (folder / "version").read_text()
 
 
