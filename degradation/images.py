@@ -91,8 +91,10 @@ def _pixels(picture: Image.Image, data: bytes) -> tuple[np.ndarray, int]:
     tiles = getattr(picture, "tile", [])
     deep_colour = picture.mode in ("RGB", "RGBA", "LA") and any("16" in str(tile[3]) for tile in tiles)
     picture.load()
+    clear = picture.info.pop("transparency", None)
+    hidden = clear is not None and not (isinstance(clear, bytes) and set(clear) <= {255})  # of a palette, or one colour
     alpha = picture.getchannel(len(picture.getbands()) - 1) if picture.mode in _ALPHA_MODES else None
-    if "transparency" in picture.info or (alpha and alpha.getextrema() != (255, 255)):
+    if hidden or (alpha and alpha.getextrema() != (255, 255)):
         raise ValueError("it has transparency, which cannot be degraded; flatten the picture first")
     orientation = picture.getexif().get(_ORIENTATION_TAG, 1)
     tags = getattr(picture, "tag_v2", {})
@@ -107,6 +109,9 @@ def _pixels(picture: Image.Image, data: bytes) -> tuple[np.ndarray, int]:
         if pixels.min() < 0 or pixels.max() > 65535:
             raise ValueError("its values do not fit 16 bits")
         pixels = pixels.astype(np.uint16)
+        depth = max(tags.get(_BITS, (16,)))
+        if depth < 16:  # white is the largest value of so many bits
+            pixels = (pixels.astype(np.uint32) * 65535 // (2**depth - 1)).astype(np.uint16)
         return ~pixels if tags.get(_PHOTOMETRIC) == 0 else pixels, orientation
     if picture.mode == "F":
         return np.asarray(picture), orientation

@@ -14,7 +14,7 @@ import tyro
 from degradation.arguments import parse_arguments
 from sr3 import memory
 from sr3.images import ImageError, Picture, check_format, format_of, read, write
-from sr3.model import VIEWS
+from sr3.model import SCALE, VIEWS
 
 
 @dataclass(frozen=True)
@@ -103,11 +103,11 @@ def run(options: Options) -> None:
         check_format(
             Picture(np.zeros_like(picture.pixels[..., :1], np.uint8)), format_of(options.uncertainty), options.factor
         )
-    height, width, _ = picture.pixels.shape
+    height, width, channels = picture.pixels.shape
     from diffusers.utils.logging import disable_progress_bar
     from tqdm import tqdm
 
-    from sr3.enlarge import auto_steps, enlarge, spread
+    from sr3.enlarge import SPREAD, auto_steps, colours_of, enlarge, spread
     from sr3.metrics import consistency
     from sr3.pipeline import load
     from sr3.schedulers import with_scheduler
@@ -120,6 +120,10 @@ def run(options: Options) -> None:
         pipeline = with_scheduler(pipeline, options.scheduler)
     auto = auto_steps(height, width, options.factor, pipeline.device.type)
     steps = max(auto, int(options.samples > 1)) if options.steps == "auto" else options.steps
+    if options.uncertainty and most:  # the first picture and what the map is made of, while the others are drawn
+        held = height * width * options.factor**2 * (picture.pixels[:1, :1].nbytes + SPREAD * colours_of(channels))
+        small = options.factor // SCALE
+        pipeline.plan(small * height, small * width, 1, tiling, most - held - memory.KEPT)
     started = time.perf_counter()
     with tqdm(unit="tile", delay=2, leave=False) as bar:
 

@@ -170,6 +170,8 @@ def files(config: CorpusConfig) -> Iterator[tuple[Path, str, str, str]]:
     for folder in config.folders:
         known = packages_of(folder)
         for path in read_folder(folder):
+            if config.held_out and path.resolve().is_relative_to(config.held_out.resolve()):
+                continue  # kept by a corpus before: what is held out is not trained on
             package, version, licence = known.get(path.name.split("__")[0], (folder.name, "", "see the folder"))
             yield path, package, version, licence
 
@@ -213,7 +215,7 @@ def collect(config: CorpusConfig) -> tuple[list[np.ndarray], list[Source], list[
             seen.append(mark)
         held_out = config.held_out is not None and is_held_out(digest, kind)
         if held_out and config.held_out:
-            keep(pixels, config.held_out / kind / f"{digest[:8]}__{path.stem}.png")
+            keep(pixels, config.held_out / kind / f"{digest[:8]}__{path.stem[:100]}.png")
         cuts.append([] if held_out else cut(pixels, config.size, quota[kind], rng))
         left_out["without texture"] += not (held_out or cuts[-1])
         kinds.append(kind)
@@ -251,11 +253,13 @@ def within(
 
 
 def keep(pixels: np.ndarray, path: Path) -> None:
-    """Write the middle of a picture, at most 1024 x 768 and of sides divisible by 16, for evaluation."""
+    """Write the middle of a picture, at most 1024 x 768 and of sides divisible by 16, for evaluation. Raises ValueError
+    where that cannot be."""
     height, width = (min(n, m) // 16 * 16 for n, m in zip(pixels.shape[:2], (768, 1024), strict=True))
     top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
     path.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(path), pixels[top : top + height, left : left + width, ::-1])
+    if not cv2.imwrite(str(path), pixels[top : top + height, left : left + width, ::-1]):
+        raise ValueError(f"{path} cannot be written")
 
 
 def build(config: CorpusConfig) -> None:

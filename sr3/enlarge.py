@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
+from sr3 import memory
 from sr3.images import Picture, to_tensor, to_uint8, to_uint16, with_pixels
 from sr3.model import SCALE
 from sr3.pipeline import SR3Pipeline
@@ -17,12 +18,18 @@ FACTORS = (4, 16)
 SECOND_PASS_AUG_LEVEL = 0.05
 # Enlarged megapixels up to which --steps auto takes so many steps: about a minute on two cores, seconds on a GPU.
 AUTO_STEPS = {"cpu": ((4, 4), (10, 2), (20, 1)), "gpu": ((64, 4), (256, 2), (1024, 1))}
+SPREAD = 8  # bytes: a mean and a sum of squares
 WHITE = 32  # levels of 255: the standard deviation that is white in a map of uncertainty
 OnTile = Callable[[], None]
 
 
 def _nothing() -> None:
     return None
+
+
+def colours_of(channels: int) -> int:
+    """How many of a picture's channels are not alpha."""
+    return channels - (channels in (2, 4))
 
 
 def _one_grey(images: Tensor) -> Tensor:
@@ -45,8 +52,8 @@ def enlarge_pixels(
     for each.
 
     Grey goes through the network as three equal channels whose mean is kept. Transparency is enlarged by the
-    network's faithful estimate, and colours as they go on where they are invisible (`filled`), so that neither what
-    was hidden there nor the edge itself shows in them.
+    network's faithful estimate, if it has one, and colours as they go on where they are invisible (`filled`), so that
+    neither what was hidden there nor the edge itself shows in them.
     """
     dtype, channels = pixels[0].dtype, pixels[0].shape[2]
     top = np.iinfo(dtype).max
@@ -73,25 +80,32 @@ def enlarge_pixels(
     large = [each[..., : colours[0].shape[2]] for each in back(_one_grey(result) if grey else result)]
     if not transparent:
         return large
-    covers = back(_one_grey(run([each[..., -1:] for each in pixels], 0)))
+    covers = back(_one_grey(run([each[..., -1:] for each in pixels], _cover_steps(pipeline, steps))))
     covers = [_settled(cover[..., :1], each[..., -1], top) for cover, each in zip(covers, pixels, strict=True)]
     return [np.dstack([np.where(cover > 0, each, 0), cover]) for each, cover in zip(large, covers, strict=True)]
 
 
+def _cover_steps(pipeline: SR3Pipeline, steps: int) -> int:
+    """How many steps transparency takes: none, but for the paper's models, which have no estimate."""
+    return 0 if pipeline.estimates else steps
+
+
 def filled(pixels: np.ndarray, top: int) -> np.ndarray:
-    """The colours (H, W, C - 1) of pixels with alpha last; as far as one is transparent it takes those around, smoothly
-    (push-pull: Gortler et al., The Lumigraph, SIGGRAPH 1996). All zeros where nothing is visible."""
+    """The colours (H, W, C - 1) of pixels with alpha last; as far as one is more transparent than those next to it, it
+    takes the colours around, smoothly (push-pull: Gortler et al., The Lumigraph, SIGGRAPH 1996). All zeros where
+    nothing is visible."""
     values = torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)[None]  # (1, C, H, W)
     share = values[:, -1:] / top
     levels = [(values[:, :-1] * share, share)]
+    kept = share / F.max_pool2d(share, 3, 1, 1).clamp(min=1e-9)  # what is as visible as all around it stays
     while max(share.shape) > 1:
         colour, share = (4 * F.avg_pool2d(each, 2, ceil_mode=True) for each in levels[-1])
         levels.append((colour / share.clamp(min=1), share.clamp(max=1)))
     colour, share = levels.pop()
     colour = colour / share.clamp(min=1e-9)
-    for own, share in reversed(levels):
-        around = F.interpolate(colour, share.shape[-2:], mode="bilinear")
-        colour = own + (1 - share) * around
+    for own, share in reversed(levels[1:]):
+        colour = own + (1 - share) * F.interpolate(colour, share.shape[-2:], mode="bilinear")
+    colour = torch.lerp(F.interpolate(colour, kept.shape[-2:], mode="bilinear"), values[:, :-1], kept)
     return colour[0].permute(1, 2, 0).round().numpy().astype(pixels.dtype)
 
 
@@ -113,7 +127,8 @@ def evaluations(
     totals = []
     for scale in (1, SCALE)[: 1 if factor == SCALE else 2]:
         colours = pipeline.evaluations(height * scale, width * scale, steps, tiling)
-        cover = pipeline.evaluations(height * scale, width * scale, 0, tiling) if channels in (2, 4) else 0
+        extra = _cover_steps(pipeline, steps)
+        cover = pipeline.evaluations(height * scale, width * scale, extra, tiling) if channels in (2, 4) else 0
         totals.append(colours + cover)
     return totals
 
@@ -145,7 +160,7 @@ def enlarge_batch(
     passes = 1 if factor == SCALE else 2
     if passes == 2:  # what has no room then is told before minutes of the first pass
         height, width = (SCALE * side for side in pictures[0].pixels.shape[:2])
-        pipeline.plan(height, width, len(pictures), tiling, max_memory)
+        pipeline.plan(height, width, len(pictures), tiling, max_memory and max_memory - memory.KEPT)
     children = [np.random.SeedSequence(seed).spawn(passes) for seed in seeds]
     pixels = [p.pixels for p in pictures]
     for index in range(passes):
@@ -185,17 +200,22 @@ def auto_steps(height: int, width: int, factor: int, device: str) -> int:
 def spread(pictures: Iterable[np.ndarray]) -> np.ndarray:
     """Standard deviation of each pixel over two pictures or more, uint8 or uint16 (H, W, C) of one size, as a grey
     picture uint8 (H, W, 1): the root of the mean variance over the channels, 255 for `WHITE` levels of 255 and more.
+    Alpha, which no step draws, has no share in it.
 
-    One picture is held at a time (Welford, Technometrics 4(3), 1962).
+    One picture is held at a time (Welford, Technometrics 4(3), 1962), and `SPREAD` bytes for each number of one.
     """
     count, top = 0, 255
     mean: np.ndarray = np.zeros(1, np.float32)
     squares: np.ndarray = np.zeros(1, np.float32)
     for pixels in pictures:
         count, top = count + 1, np.iinfo(pixels.dtype).max
-        change = pixels.astype(np.float32) - mean
+        values = pixels[..., : colours_of(pixels.shape[2])].astype(np.float32)
+        change = values - mean
         mean = mean + change / count
-        squares = squares + change * (pixels - mean)
+        values -= mean
+        values *= change
+        squares = squares + values
+        del pixels, values, change  # not held while the next one is drawn
     if count < 2:
         raise ValueError(f"{count} pictures have no spread; it takes 2 or more")
     deviation = np.sqrt(np.mean(squares, axis=2, keepdims=True) / (count - 1)) * (255 / top)

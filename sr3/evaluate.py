@@ -20,7 +20,7 @@ from sr3.model import SCALE, VIEWS
 from sr3.peers import Upscaler, peer
 from sr3.perceptual import distances
 from sr3.pipeline import CONSISTENCY, SMALLEST_SIDE, SR3Pipeline, load
-from sr3.report import peak_memory, table, write_sheet
+from sr3.report import MOST_ROWS, peak_memory, table, write_sheet
 from sr3.schedulers import with_scheduler
 
 SMALLEST_PERCEPTUAL = 64  # AlexNet has no fifth layer below
@@ -146,6 +146,11 @@ def pairs(config: EvaluateConfig) -> list[Pair]:
             rng = np.random.default_rng([config.seed, index])
             degraded, _ = degrade(original.astype(np.float32) / 255, rng, config.degradation)
             low_res = np.round(degraded * 255).astype(np.uint8)
+        if min(low_res.shape[:2]) < SMALLEST_SIDE:
+            tall, wide = low_res.shape[:2]
+            raise ImageError(
+                f"{path}: its low_res is {wide}x{tall}; both sides must be at least {SMALLEST_SIDE} pixels"
+            )
         made.append(Pair(path.relative_to(config.data).as_posix(), low_res, original))
     if not made:
         raise ValueError(f"no picture in {config.data} has {config.match!r} in its name")
@@ -240,14 +245,14 @@ def evaluate(config: EvaluateConfig) -> tuple[dict[str, dict[str, float]], dict[
     compared = upscalers(pipeline, config)
     values: dict[str, dict[str, dict[str, float]]] = {}
     of_set: dict[str, dict[str, float]] = {}
-    shown: list[dict[str, np.ndarray]] = []
-    for pair in pictures:
+    shown: dict[str, dict[str, np.ndarray]] = {}
+    for pair in pictures[:MOST_ROWS] if config.sheet else ():
         enlarged = cv2.resize(pair.low_res, None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_NEAREST)
-        shown.append({"original": pair.original, "low_res": enlarged})
+        shown[pair.name] = {"original": pair.original, "low_res": enlarged}
     for name, upscale in compared.items():
         upscale(pictures[0].low_res)  # the first call allocates and plans
         values[name], results = {}, []
-        for pair, row in zip(pictures, shown, strict=True):
+        for pair in pictures:
             started = time.perf_counter()
             result, peak = peak_memory(lambda pair=pair, upscale=upscale: upscale(pair.low_res))  # type: ignore[misc]
             seconds = time.perf_counter() - started
@@ -255,13 +260,14 @@ def evaluate(config: EvaluateConfig) -> tuple[dict[str, dict[str, float]], dict[
             each = {m: v for m, v in scores.items() if v is not None}
             megapixels = result.shape[0] * result.shape[1] / 1e6
             values[name][pair.name] = each | {"s/MP": seconds / megapixels, "peak MB": peak}
-            results.append(result)
-            if config.sheet:
-                row[name] = result
+            if config.networks:
+                results.append(result)
+            if pair.name in shown:
+                shown[pair.name][name] = result
         if config.networks:
             of_set[name] = of_sets([p.original for p in pictures], results, config.networks)
     if config.sheet:
-        write_sheet(config.sheet, [(p.name, row) for p, row in zip(pictures, shown, strict=True)])
+        write_sheet(config.sheet, list(shown.items()))
     return {name: each | of_set.get(name, {}) for name, each in mean(values).items()}, values
 
 

@@ -298,7 +298,7 @@ def encode(
     xmp: bytes | None = None,
 ) -> bytes:
     """The picture as a file of `format` (PNG, JPEG, WEBP or TIFF), with its profile and EXIF. `text` goes into a
-    PNG's text chunks, `xmp` into the other formats.
+    PNG's text chunks, `xmp` into the other formats. Grey with alpha of sixteen bits is RGB with alpha in a TIFF.
 
     Raises ImageError where the format cannot hold what the picture has (alpha in JPEG, sixteen bits but in PNG
     and TIFF, sides that are too long).
@@ -356,6 +356,8 @@ def _encode_deep(picture: Picture, format: str, text: dict[str, str], xmp: bytes
     """Sixteen bits, which Pillow does not write, through OpenCV, which writes no profile, EXIF or text."""
     import cv2
 
+    if format == "PNG" and picture.pixels.shape[2] == 2:
+        return _png_with(_png_grey_alpha(picture.pixels), picture, text)
     order = {1: [0], 2: [0, 0, 0, 1], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[picture.pixels.shape[2]]
     done, data = cv2.imencode(".png" if format == "PNG" else ".tiff", picture.pixels[..., order])
     if not done:
@@ -371,17 +373,33 @@ def _png_with(png: bytes, picture: Picture, text: dict[str, str]) -> bytes:
         chunks.insert(0, (b"eXIf", picture.exif.removeprefix(b"Exif\0\0")))
     if picture.icc:
         chunks.insert(0, (b"iCCP", b"ICC Profile\0\0" + zlib.compress(picture.icc)))
-    made = b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
-    )
+    made = b"".join(_chunk(kind, data) for kind, data in chunks)
     header = 8 + 25  # the signature, and IHDR of 13 bytes with its length, kind and checksum
     return png[:header] + made + png[header:]
 
 
+def _png_grey_alpha(pixels: np.ndarray) -> bytes:
+    """uint16 (H, W, 2) as a PNG of colour type 4, which OpenCV does not write, each row as what it differs from the one
+    above (PNG specification, sections 9.2 and 11.2)."""
+    height, width, _ = pixels.shape
+    rows = np.ascontiguousarray(pixels, ">u2").view(np.uint8).reshape(height, -1)
+    rows = np.diff(rows, axis=0, prepend=np.zeros_like(rows[:1]))  # modulo 256
+    filtered = np.pad(rows, ((0, 0), (1, 0)), constant_values=2).tobytes()
+    header = struct.pack(">IIBBBBB", width, height, 16, 4, 0, 0, 0)
+    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(filtered, 4)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(*part) for part in parts)
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    """Of a PNG."""
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
 def _tiff_with(tiff: bytes, picture: Picture, xmp: bytes | None) -> bytes:
-    """The TIFF with profile, EXIF and XMP: behind a directory that has their entries too."""
+    """The TIFF with profile, EXIF and XMP, and its fourth channel as alpha: behind a directory that says so."""
     blocks = {tag: data for tag, data in ((ICC_TAG, picture.icc), (XMP_TAG, xmp)) if data}
-    if not blocks and not picture.exif:
+    transparent = picture.pixels.shape[2] in (2, 4)
+    if not blocks and not picture.exif and not transparent:
         return tiff
     with Image.open(io.BytesIO(tiff), formats=("TIFF",)) as file:
         directory = file.tag_v2  # type: ignore[attr-defined]
@@ -389,6 +407,8 @@ def _tiff_with(tiff: bytes, picture: Picture, xmp: bytes | None) -> bytes:
         for tag, data in blocks.items():
             directory.tagtype[tag] = 7  # bytes of no further type
             directory[tag] = data
+        if transparent:
+            directory[EXTRA_SAMPLES] = (2,)  # alpha that is not multiplied in
         if picture.exif:
             exif = Image.Exif()
             exif.load(picture.exif)

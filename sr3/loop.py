@@ -179,7 +179,8 @@ class State:
             self.averaged[i].copy_(file.get_tensor(f"{i}.averaged"))
             names = [k for k in ("exp_avg", "exp_avg_sq", "step") if f"{i}.{k}" in keys]
             if names:
-                self.optimizer.state[weight] = {k: _like(file.get_tensor(f"{i}.{k}"), weight) for k in names}
+                fused = bool(self.optimizer.param_groups[0]["fused"])
+                self.optimizer.state[weight] = {k: _like(file.get_tensor(f"{i}.{k}"), weight, fused) for k in names}
         for name, value in self.model.named_buffers():
             if f"buffer.{name}" in keys:
                 value.copy_(file.get_tensor(f"buffer.{name}"))
@@ -199,9 +200,12 @@ def _changes(before: dict[str, str], now: dict[str, str]) -> str:
     return "; ".join(said)
 
 
-def _like(moment: Tensor, weight: Tensor) -> Tensor:
-    """On the weight's device in its memory layout, which the fused optimiser takes for granted."""
-    return torch.empty_like(weight).copy_(moment) if moment.ndim else moment
+def _like(moment: Tensor, weight: Tensor, fused: bool) -> Tensor:
+    """On the weight's device in its memory layout, which the fused optimiser takes for granted; the count of steps
+    stays on the CPU where it is not fused."""
+    if moment.ndim:
+        return torch.empty_like(weight).copy_(moment)
+    return moment.to(weight.device) if fused else moment
 
 
 def fit(

@@ -13,6 +13,7 @@ CGROUP = Path("/sys/fs/cgroup")
 UNITS = {"": 1, "B": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 SMALLEST_TILE = 192  # the networks look further: in smaller pieces the picture would be another
 REGIONS = (1024, 768, 512, 384, 256, SMALLEST_TILE)
+KEPT = 100_000_000  # bytes that a process keeps of a first pass: kernels, heap that is not given back (60 to 100 MB)
 SHARE = 0.8  # of the memory that is free, where no bound is given
 # How a Linux CPU, Windows, CUDA and MPS, cuBLAS, cuDNN and C++ say it.
 NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory|ALLOC(ATION)?_FAILED|bad_alloc")

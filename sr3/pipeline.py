@@ -212,7 +212,7 @@ class SR3Pipeline(DiffusionPipeline):
         ratio = SCALE // self.unet.config.patch_size
         tiling = Tiling(tiling.size * ratio, tiling.overlap * ratio)
         scheduler = type(self.scheduler).from_config(self.scheduler.config)
-        known = int(self._estimates and scheduler.config.prediction_type == "sample")
+        known = int(self.estimates and scheduler.config.prediction_type == "sample")
         scheduler.set_timesteps(steps + known)
         sample = noise.mul_(float(scheduler.init_noise_sigma))
         extra = {"generator": list(generators)} if "generator" in scheduler.step.__code__.co_varnames else {}
@@ -244,7 +244,7 @@ class SR3Pipeline(DiffusionPipeline):
         return memory.Cost(*(count * value for value in (cost.picture, cost.tile, cost.result)))
 
     @property
-    def _estimates(self) -> bool:
+    def estimates(self) -> bool:
         """Whether there is a μ; the paper's conditioning has none."""
         return bool(self.encoder.config.num_blocks)
 
@@ -261,7 +261,7 @@ class SR3Pipeline(DiffusionPipeline):
             raise ValueError(f"the picture is {wide}x{tall}; both sides must be at least {SMALLEST_SIDE} pixels")
         if steps < 0:
             raise ValueError(f"num_inference_steps is {steps}; it must be 0 or more")
-        if steps == 0 and not self._estimates:
+        if steps == 0 and not self.estimates:
             raise ValueError("this model has no regression estimate: num_inference_steps must be 1 or more")
         if not 0 <= aug_level < 1:
             raise ValueError(f"aug_level is {aug_level}; it must be at least 0 and less than 1")

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -199,7 +200,8 @@ def train(config: TrainConfig) -> SR3Pipeline:
         paper = sorted(name for name, each in PRESETS.items() if each.paper != preset.paper)
         raise ValueError(f"{config.init} is not of the preset {config.preset}; give --preset {' or '.join(paper)}")
     pipeline.encoder.requires_grad_(config.phase != "few-steps")
-    model = Cascade(pipeline.encoder, None if config.phase == "encoder" else pipeline.unet).to(device)
+    pipeline.to(device)  # the whole of it, though only one network may be trained: samples are drawn with both
+    model = Cascade(pipeline.encoder, None if config.phase == "encoder" else pipeline.unet)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if config.phase == "few-steps":
         draw_gamma = partial(sample_visited, visited_gammas(pipeline.scheduler, config.few_steps))
@@ -236,14 +238,36 @@ def train(config: TrainConfig) -> SR3Pipeline:
     return load(config.out / "pipeline", "cpu", "float32")
 
 
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a field's type; a whole number may stand for a float."""
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_fits(each, get_args(hint)[0]) for each in value)
+    if get_args(hint):
+        return any(_fits(value, each) for each in get_args(hint))
+    if hint in (int, float, bool):
+        return type(value) is hint or (hint is float and type(value) is int)
+    return isinstance(value, hint)
+
+
+def _made(kind: type, values: dict[str, Any]) -> Any:
+    """A dataclass of these values. Raises TypeError for unknown names and values of another type."""
+    for name, hint in get_type_hints(kind).items():
+        if name in values and not _fits(values[name], hint):
+            raise TypeError(f"{name} is {values[name]!r}; it must be of type {getattr(hint, '__name__', hint)}")
+    return kind(**values)
+
+
 def from_json(path: Path) -> TrainConfig:
-    """A configuration from a file, for machines without tyro. Raises ValueError for unknown keys and broken files."""
+    """A configuration from a file, for machines without tyro. Raises ValueError for unknown keys, values of another
+    type and broken files."""
     nested = {"mix": Mix, "loop": LoopConfig}
     try:
         values = json.loads(path.read_text())
         values = {k: Path(v) if k in ("data", "out", "init") and v is not None else v for k, v in values.items()}
         values = {k: tuple(v) if k == "few_steps" else v for k, v in values.items()}
-        return TrainConfig(**{k: nested[k](**v) if k in nested else v for k, v in values.items()})
+        values |= {k: _made(nested[k], v) for k, v in values.items() if k in nested}
+        config: TrainConfig = _made(TrainConfig, values)
+        return config
     except (TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path} is no configuration: {error}") from None
 

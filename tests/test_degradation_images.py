@@ -90,6 +90,29 @@ def test_deep_tiffs_of_other_layouts_are_read_right_or_refused(tmp_path):
         read_image(path)
 
 
+def test_of_twelve_bits_white_is_the_largest_value(tmp_path):
+    first, second = np.random.default_rng(0).integers(0, 4096, (2, 6, 4), dtype=np.uint16)
+    first[0, 0] = 4095
+    packed = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], axis=2).astype(np.uint8)
+    data = tiff(packed.reshape(6, 12, 1), 1)
+    for tag, was, now in ((256, 12, 8), (258, 8, 12)):
+        before, after = (struct.pack("<HHII", tag, 4, 1, value) for value in (was, now))
+        assert data.count(before) == 1
+        data = data.replace(before, after)
+    (tmp_path / "a.tiff").write_bytes(data)
+    wanted = np.stack([first, second], axis=2).reshape(6, 8) / 4095
+    assert np.abs(read_image(tmp_path / "a.tiff")[..., 0] - wanted).max() < 1e-4
+
+
+def test_a_palette_that_hides_nothing_is_no_transparency(tmp_path):
+    picture = Image.fromarray(np.rint(textured(1, 20, 30) * 255).astype(np.uint8)).quantize(16)
+    picture.save(tmp_path / "a.png", transparency=bytes([255] * 16))
+    assert np.array_equal(read_image(tmp_path / "a.png"), to_float(np.asarray(picture.convert("RGB"))))
+    picture.save(tmp_path / "a.png", transparency=bytes([255] * 15 + [254]))
+    with pytest.raises(ValueError, match="transparency"):
+        read_image(tmp_path / "a.png")
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
 def test_an_alpha_that_hides_nothing_is_left_out(tmp_path, mode):
     picture = Image.fromarray(np.rint(textured(4, 12, 16) * 255).astype(np.uint8)).convert(mode)

@@ -141,3 +141,15 @@ def test_mistakes_of_the_corpus_are_one_line_and_exit_code_2(changes, message, t
     assert corpus_main(replace(config, **changes)) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("sr3.corpus: ") and message in error
+
+
+def test_what_was_held_out_below_a_folder_is_not_trained_on_the_next_time(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(40):
+        Image.fromarray(noise(i, 70, 64, 3)).save(folder / f"{'long' * 50}{i}.png")
+    config = CorpusConfig(tmp_path / "p", (folder,), (), crops=24, size=64, held_out=folder / "kept")
+    first = collect(config)[1]
+    kept = list((folder / "kept").rglob("*.png"))
+    assert len(kept) == sum(source.held_out for source in first) > 0
+    assert collect(config)[1] == first

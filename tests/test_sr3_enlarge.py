@@ -6,6 +6,7 @@ import pytest
 import sr3
 from sr3.enlarge import WHITE, auto_steps, enlarge, enlarge_batch, evaluations, filled, spread
 from sr3.images import Picture
+from sr3.presets import PRESETS, build
 from sr3.tiling import Tiling
 
 
@@ -72,6 +73,30 @@ def test_colours_go_on_where_they_are_invisible():
     assert not filled(np.full((9, 7, 2), (200, 0), np.uint8), 255).any(), "none of it is"
 
 
+@pytest.mark.parametrize("alpha", [16, 128, 192, 255])
+def test_what_is_equally_transparent_keeps_its_colours(alpha):
+    pixels = noise(4)
+    pixels[..., 3] = alpha
+    assert np.array_equal(filled(pixels, 255), pixels[..., :3])
+
+
+def test_thin_lines_on_a_transparent_ground_keep_their_colour():
+    pixels = np.full((16, 16, 4), (40, 60, 200, 51), np.uint8)
+    pixels[8] = (230, 200, 30, 51)
+    assert np.array_equal(filled(pixels, 255), pixels[..., :3])
+    pixels[7], pixels[9] = 0, 0  # nothing around it is seen
+    assert np.array_equal(filled(pixels, 255)[8], pixels[8, :, :3])
+
+
+def test_a_model_without_an_estimate_enlarges_transparency_too():
+    paper = build(PRESETS["sr3-paper-tiny"])
+    picture = Picture(noise(4))
+    assert enlarge(paper, picture, steps=2).pixels.shape == (48, 64, 4)
+    calls = []
+    enlarge(paper, picture, steps=2, on_tile=lambda: calls.append(1))
+    assert [len(calls)] == evaluations(paper, picture, 4, 2)
+
+
 def test_sixteen_times_is_two_passes(small_pipeline):
     assert enlarge(small_pipeline, Picture(noise(3)), 16, steps=1).pixels.shape == (192, 256, 3)
 
@@ -90,6 +115,13 @@ def test_the_spread_is_the_standard_deviation_over_the_samples(dtype):
     assert not spread(drawn[:1].repeat(3, axis=0)).any()
     with pytest.raises(ValueError, match="1 pictures have no spread"):
         spread(drawn[:1])
+
+
+@pytest.mark.parametrize("colours", [1, 3])
+def test_alpha_has_no_share_in_the_spread(colours):
+    samples = [np.random.default_rng(i).integers(100, 150, (6, 5, colours), np.uint8) for i in range(4)]
+    cover = np.full((6, 5, 1), 200, np.uint8)
+    assert np.array_equal(spread(samples), spread(np.dstack([each, cover]) for each in samples))
 
 
 def test_steps_are_fewer_for_larger_pictures_and_slower_devices():

@@ -125,6 +125,13 @@ def test_lossy_pairs_are_not_projected(tmp_path, suffix, times):
     assert projections(replace(config, aug_level=0.1)) == 0
 
 
+def test_a_picture_that_is_too_small_is_named_before_the_work(model, tmp_path):
+    for name, side in (("a", 64), ("b", 24)):
+        Image.fromarray(soft(0)[:side, :side]).save(tmp_path / f"{name}.png")
+    with pytest.raises(ValueError, match=r"b\.png: its low_res is 6x6; both sides must be at least 8 pixels"):
+        pairs(EvaluateConfig(tmp_path, model=model, device="cpu"))
+
+
 def test_pictures_and_peers_of_one_name_are_told_apart(model, tmp_path):
     for i, name in enumerate(("a", "b")):
         (tmp_path / "data" / name).mkdir(parents=True)

@@ -113,8 +113,10 @@ def test_grey_with_alpha_stays_so_in_sixteen_bits():
     pixels = noise(9, 11, 2, np.uint16)
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
     assert np.array_equal(read(png(11, 9, 16, 4, rows)).pixels, pixels)
-    again = read(encode(Picture(pixels))).pixels  # OpenCV writes three equal channels
-    assert np.array_equal(again[..., [0, 3]], pixels)
+    data = encode(Picture(pixels))
+    assert np.array_equal(read(data).pixels, pixels)
+    theirs = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)  # as three equal channels and alpha
+    assert np.array_equal(theirs[..., [0, 3]], pixels)
 
 
 @pytest.mark.parametrize(("bits", "clear"), [(1, 1), (2, 1), (4, 9), (8, 9)])
@@ -228,8 +230,9 @@ def test_tensors_of_other_kinds_are_refused():
         to_tensor(torch.zeros(1, 4, 8, 8))
 
 
-@pytest.mark.parametrize("channels", [1, 3, 4])
-@pytest.mark.parametrize("format", ["PNG", "TIFF"])
+@pytest.mark.parametrize(
+    ("format", "channels"), [*(("PNG", n) for n in (1, 2, 3, 4)), *(("TIFF", n) for n in (1, 3, 4))]
+)
 def test_sixteen_bits_keep_profile_exif_and_text(channels, format):
     exif = Image.Exif()
     exif[0x010E] = "a description"
@@ -243,6 +246,17 @@ def test_sixteen_bits_keep_profile_exif_and_text(channels, format):
         assert file.getexif()[0x010E] == "a description"
         assert file.getexif().get_ifd(0x8769)[0x829A] == 0.125
         assert format == "TIFF" or file.text == {"seed": "7", "prompt": "红苹果"}
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+@pytest.mark.parametrize("icc", [None, b"a profile"])
+def test_a_deep_tiff_says_that_its_fourth_channel_is_alpha(channels, icc):
+    picture = Picture(noise(9, 11, channels, np.uint16), icc)
+    data = encode(picture, "TIFF")
+    with Image.open(io.BytesIO(data)) as file:
+        assert file.tag_v2[338] == (2,)
+    again = read(data).pixels
+    assert np.array_equal(again[..., [0, 3]], picture.pixels[..., [0, -1]]) and again.shape[2] == 4
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sr3.loop import LoopConfig, fit, generator, own_device
+from sr3.loop import LoopConfig, _like, fit, generator, own_device
 
 LOOP = LoopConfig(steps=5, batch_size=4, warmup=1, learning_rate=0.01, device="cpu", save_every=2)
 
@@ -123,3 +123,11 @@ def test_other_data_is_told_by_name_and_not_by_the_thousand(tmp_path: Path) -> N
 def test_no_minutes_are_refused(minutes: float, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"loop.minutes is {minutes}; it must be more than 0"):
         fit(network(), squares, Config(tmp_path, LoopConfig(minutes=minutes)), lambda _: {})
+
+
+def test_moments_go_to_the_device_of_their_weight() -> None:
+    """A fused optimiser on a GPU wants its count of steps there too."""
+    weight = torch.empty(2, 3, device="meta")
+    assert _like(torch.tensor(7.0), weight, fused=True).device.type == "meta"
+    assert _like(torch.tensor(7.0), weight, fused=False).device.type == "cpu"
+    assert _like(torch.ones(2, 3), weight, fused=False).device.type == "meta"

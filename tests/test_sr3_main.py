@@ -104,6 +104,18 @@ def test_a_second_pass_that_cannot_fit_is_refused_before_the_first(model, tmp_pa
     assert "is the least for a picture of 512x512 to 2048x2048" in capsys.readouterr().err and calls
 
 
+def test_samples_that_cannot_fit_beside_their_map_are_refused_before_the_first(model, tmp_path, monkeypatch, capsys):
+    Image.new("RGB", (128, 128), "teal").save(tmp_path / "a.png")
+    bound = memory.in_use(torch.device("cpu")) + 120_000_000
+    common = (tmp_path / "a.png", "--model", model, "--device", "cpu", "--steps", 1, "--max-memory", bound)
+    monkeypatch.setattr(sys, "argv", ["sr3", *map(str, (*common, "--samples", 2, "--uncertainty", tmp_path / "m.png"))])
+    assert main() == 2
+    assert "is the least for a picture of 128x128 to 512x512" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+    monkeypatch.setattr(sys, "argv", ["sr3", *map(str, common)])
+    assert main() == 0
+
+
 SHORT = """
 import re, resource, sys
 import diffusers.utils.logging, tqdm

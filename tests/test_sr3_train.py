@@ -284,6 +284,26 @@ def test_a_configuration_file_needs_no_command_line_library(pack, tmp_path):
         from_json(tmp_path / "c.json")
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"crop_size": "128"}, "crop_size is '128'; it must be of type int"),
+        ({"crop_size": True}, "crop_size is True"),
+        ({"few_steps": [1, "2"]}, "few_steps is .*tuple"),
+        ({"loop": {"minutes": "5"}}, "minutes is '5'; it must be of type float"),
+        ({"mix": {"bsr": None}}, "bsr"),
+        ({"mix": 3}, "no configuration"),
+    ],
+)
+def test_values_of_another_type_in_a_configuration_file_are_named(changes, message, pack, tmp_path):
+    values = {"data": str(pack), "out": str(tmp_path), "few_steps": [1, 2], "loop": {"minutes": 5, "learning_rate": 1}}
+    (tmp_path / "c.json").write_text(json.dumps(values))
+    assert from_json(tmp_path / "c.json").few_steps == (1, 2)
+    (tmp_path / "c.json").write_text(json.dumps({**values, **changes}))
+    with pytest.raises(ValueError, match=message):
+        from_json(tmp_path / "c.json")
+
+
 def test_the_state_of_another_training_is_refused(pack, tmp_path, tiny):
     config = TrainConfig(pack, tmp_path / "out", crop_size=32, loop=replace(LOOP, steps=1))
     train(config)
