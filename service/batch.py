@@ -33,6 +33,7 @@ from service.plan import MANIFEST, chosen
 from service.settings import BadSettings, Settings, load_settings
 from service.storage import Folder, NotAllowed, Place, StorageError, check_places, open_place
 from service.upscale import UpscaleOptions, load_upscaler
+from sr3.images import VIEWS
 
 INTERRUPTED = 130
 MAX_PIXELS = 2**30
@@ -124,7 +125,7 @@ def _spec(options: Options, settings: Settings) -> JobSpec:
         "steps": (0, 999),
         "aug_level": (0, 0.999),
         "consistency": (0, 100),
-        "views": (1, 8),
+        "views": (1, VIEWS),
         "quality": (1, 100),
         "seed": (0, 2**63 - 1),
         "workers": (1, 64),

@@ -26,6 +26,7 @@ from service.security import authenticated, counted, owner
 from service.settings import Settings
 from service.storage import NotAllowed, StorageError, open_place
 from service.upscale import UpscaleOptions
+from sr3.images import VIEWS
 
 _log = logging.getLogger("service.jobs")
 _EVERY = 0.5
@@ -58,7 +59,7 @@ class JobSettings(BaseModel):
         description="how often a result is made to reduce to its picture; null: 0 for JPEG and WebP, else 2",
         examples=[2],
     )
-    views: int = Field(default=1, ge=1, le=8, description="test-time augmentation: slower, closer to the picture")
+    views: int = Field(default=1, ge=1, le=VIEWS, description="test-time augmentation: slower, closer to the picture")
     format: Literal["PNG", "JPEG", "WEBP", "TIFF"] | None = Field(
         default=None, description="null: each picture's own; another adds its suffix to the name", examples=["PNG"]
     )

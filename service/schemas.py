@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 import annotated_types
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, create_model
 
+from sr3.images import VIEWS
+
 # Tabs and line breaks are text; the other control characters are not, and break PNG text and XML.
 _NO_CONTROL = r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffe\uffff]*$"
 
@@ -69,7 +71,7 @@ class UpscaleQuery(BaseModel):
     views: int = Field(
         default=1,
         ge=1,
-        le=8,
+        le=VIEWS,
         description="of how many views of the picture the estimate is the mean (test-time augmentation): slower, "
         "closer to the picture",
         examples=[1],

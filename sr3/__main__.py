@@ -12,9 +12,7 @@ import numpy as np
 import tyro
 
 from degradation.arguments import parse_arguments
-from sr3 import memory
-from sr3.images import ImageError, Picture, check_format, format_of, read, write
-from sr3.model import SCALE, VIEWS
+from sr3.images import VIEWS, ImageError, Picture, check_format, format_of, read, write
 
 
 @dataclass(frozen=True)
@@ -77,9 +75,12 @@ def check(options: Options) -> Path:
         raise ValueError(f"--views is {options.views}; it must be between 1 and {VIEWS}")
     if options.seed is not None and not 0 <= options.seed < 2**63:
         raise ValueError(f"--seed is {options.seed}; it must be between 0 and 2^63 - 1")
-    if options.tile is not None and options.tile < memory.SMALLEST_TILE:
+    if options.tile is not None:
+        from sr3.memory import SMALLEST_TILE
+
         reason = "the network looks beyond smaller tiles, and they would show"
-        raise ValueError(f"--tile is {options.tile}; it must be at least {memory.SMALLEST_TILE}: {reason}")
+        if options.tile < SMALLEST_TILE:
+            raise ValueError(f"--tile is {options.tile}; it must be at least {SMALLEST_TILE}: {reason}")
     out = options.out or options.image.with_name(f"{options.image.stem}_x{options.factor}.png")
     files = [out] if options.uncertainty is None else [out, options.uncertainty]
     for file in files:
@@ -96,7 +97,6 @@ def check(options: Options) -> Path:
 def run(options: Options) -> None:
     """Read, enlarge, write; one line at the end says what was done."""
     out = check(options)
-    most = memory.parse_size(options.max_memory) if options.max_memory else None
     picture = read(options.image)
     check_format(picture, format_of(out), options.factor)
     if options.uncertainty:
@@ -107,11 +107,14 @@ def run(options: Options) -> None:
     from diffusers.utils.logging import disable_progress_bar
     from tqdm import tqdm
 
+    from sr3 import memory
     from sr3.enlarge import SPREAD, auto_steps, colours_of, enlarge, spread
     from sr3.metrics import consistency
+    from sr3.model import SCALE
     from sr3.pipeline import load
     from sr3.schedulers import with_scheduler
 
+    most = memory.parse_size(options.max_memory) if options.max_memory else None
     tiling = memory.pieces(options.tile) if options.tile else None
     seed = secrets.randbelow(2**32) if options.seed is None else options.seed
     disable_progress_bar()
@@ -152,6 +155,8 @@ def main() -> int:
         print(f"sr3: {error}", file=sys.stderr)
         return 2
     except (RuntimeError, MemoryError) as error:
+        from sr3 import memory
+
         if not memory.is_out_of_memory(error):
             raise
         print("sr3: out of memory; a smaller picture or factor takes less", file=sys.stderr)

@@ -24,6 +24,7 @@ WRITTEN = ("PNG", "JPEG", "WEBP", "TIFF")
 LONGEST_SIDE = {"JPEG": 65_535, "WEBP": 16_383}
 SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF"}
 MAX_PIXELS = 100_000_000
+VIEWS = 8  # of a picture: four turns of it and of its mirror image
 SLACK = 0.5  # beyond [-1, 1] of tensors: more than a resize or a decoder overshoots by
 ORIENTATION, EXIF_IFD, GPS_IFD, ICC_TAG, XMP_TAG = 0x0112, 0x8769, 0x8825, 0x8773, 700  # EXIF and TIFF tags
 STRIP_OFFSETS, PHOTOMETRIC, PLANES, EXTRA_SAMPLES = 0x0111, 262, 284, 338

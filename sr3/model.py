@@ -14,7 +14,6 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 SCALE = 4
-VIEWS = 8  # of a picture: four turns of it and of its mirror image
 SMALLEST_SCALE = 1 / 255  # of a residual in [-1, 1]: half a level of eight bits
 
 

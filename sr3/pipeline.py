@@ -15,9 +15,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from sr3 import memory
-from sr3.images import to_tensor, to_uint8
+from sr3.images import VIEWS, to_tensor, to_uint8
 from sr3.memory import Plan, fast_dtype
-from sr3.model import SCALE, VIEWS, LowResEncoder, SR3UNet, estimate, reduce, upsample
+from sr3.model import SCALE, LowResEncoder, SR3UNet, estimate, reduce, upsample
 from sr3.process import Noise, augment, project, scheduler_gamma
 from sr3.tiling import Tiling, count, evaluate
 

@@ -69,6 +69,7 @@ def loaded(statement: str) -> set[str]:
         ("import degradation", {"torch", "diffusers"}),
         ("import ldm", {"torch", "diffusers", "transformers"}),
         ("import sr3, sr3.images", {"torch", "cv2", "basicsr", "tyro"}),
+        ("import sr3.__main__", {"torch", "diffusers"}),
     ],
 )
 def test_imports_stay_cheap(statement, absent):

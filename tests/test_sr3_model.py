@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from sr3.model import VIEWS, ChannelNorm, LowResEncoder, SR3UNet, estimate, turn, turn_back, upsample
+from sr3.images import VIEWS
+from sr3.model import ChannelNorm, LowResEncoder, SR3UNet, estimate, turn, turn_back, upsample
 from sr3.train import PRESETS, build
 
 
