@@ -115,9 +115,14 @@ class Jobs:
             self.enqueue(connection, PLANS, "plan_job", f"{id}:plan:1", id)
         return id
 
-    def enqueue(self, connection: Connection, queue: str, workflow: str, id: str, *arguments: Any) -> None:
-        """Queue a workflow in the caller's transaction; one of the same id is left as it is."""
+    def enqueue(
+        self, connection: Connection, queue: str, workflow: str, id: str, *arguments: Any, delay: float | None = None
+    ) -> None:
+        """Queue a workflow in the caller's transaction, for after `delay` seconds if given; one of the same id is left
+        as it is."""
         options: Any = {"queue_name": queue, "workflow_name": workflow, "workflow_id": id, "app_version": VERSION}
+        if delay is not None:
+            options["delay_seconds"] = delay
         self.client.enqueue_in_transaction(connection, options, *arguments)
 
     def spec(self, id: str) -> JobSpec:
@@ -235,15 +240,21 @@ class Jobs:
             connection.execute(sa.update(jobs).where(jobs.c.id == id).values(values))
 
     def fail(self, id: str, reason: str) -> None:
-        """End a job that cannot begin: its input is not there, say."""
+        """End a job that cannot begin or go on: its input is not there, say. One that is over is left as it is."""
         values = {"state": "failed", "finished": time.time(), "note": reason}
         with self.engine.begin() as connection:
             connection.execute(sa.update(jobs).where(jobs.c.id == id, jobs.c.state.in_(ACTIVE)).values(values))
 
     def note(self, id: str, note: str | None) -> None:
-        """Say what the job waits for, or that it no longer does."""
+        """Say what the job waits for, or that it no longer does. One that is over keeps its last word."""
         with self.engine.begin() as connection:
-            connection.execute(sa.update(jobs).where(jobs.c.id == id).values(note=note))
+            _note(connection, id, note)
+
+    def put_off(self, id: str, note: str, delay: float, queue: str, workflow: str, name: str, *arguments: Any) -> None:
+        """Queue a workflow of the job anew, for after so many seconds, and say why; not where the job is over."""
+        with self.engine.begin() as connection:
+            if _note(connection, id, note):
+                self.enqueue(connection, queue, workflow, name, id, *arguments, delay=delay)
 
     def chunk(self, id: str, number: int) -> Sequence[RowMapping]:
         """The pictures of a chunk that are still to be done, in the order of their keys."""
@@ -283,6 +294,11 @@ _ASSIGNED = text(
     "SELECT DISTINCT chunk FROM sr3_pictures WHERE job = :job AND state = 0 AND chunk >= :first ORDER BY chunk"
 )
 _COUNTS = text("SELECT state, count(*) FROM sr3_pictures WHERE job = :job GROUP BY state")
+
+
+def _note(connection: Connection, id: str, note: str | None) -> bool:
+    which = (jobs.c.id == id) & jobs.c.state.in_(ACTIVE)
+    return connection.execute(sa.update(jobs).where(which).values(note=note)).rowcount == 1
 
 
 def _check_alone(connection: Connection, id: str, mine: str, client: str | None) -> None:

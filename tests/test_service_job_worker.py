@@ -155,6 +155,46 @@ def test_what_is_not_below_its_roots_fails_what_is_cancelled_is_taken_up_and_wha
     assert set(bench.enlarged().values()) == {1}
 
 
+def test_a_job_whose_manifest_cannot_be_written_fails_with_the_reason_and_holds_nobody_up(bench: Bench) -> None:
+    fill(bench.folder / "in", 2)
+    (bench.folder / "out" / "manifest.jsonl").mkdir(parents=True)
+    bench.crew(1)
+    id = bench.run("out")
+    wait_until(lambda: bench.jobs.status(id, 0).done == 2, 60)
+    other = bench.run("other")
+    assert bench.wait(other, 30).state == "done"
+    status = bench.wait(id, 30)
+    assert (status.state, status.done, status.note) == ("failed", 2, "manifest.jsonl: Is a directory")
+
+
+def test_a_manifest_for_which_there_is_no_room_is_waited_for_holds_nobody_up_and_can_be_cancelled(bench: Bench) -> None:
+    fill(bench.folder / "in", 2)
+    bench.crew(1)
+    id = bench.run("full")
+    wait_until(lambda: bench.jobs.status(id, 0).note == "waiting for the storage: no room", 60)
+    assert bench.wait(bench.run("other"), 30).state == "done"
+    assert bench.jobs.status(id, 0).state == "running"
+    bench.jobs.cancel(id)
+    assert bench.wait(bench.run("another"), 30).state == "done"
+    waiting = ["ENQUEUED", "DELAYED", "PENDING"]
+    wait_until(lambda: not bench.jobs.client.list_workflows(status=waiting), 60)
+    assert (bench.jobs.status(id, 0).state, bench.jobs.status(id, 0).note) == ("cancelled", None)
+
+
+def test_patience_with_a_silent_input_or_a_full_output_ends_and_holds_nobody_up(bench: Bench) -> None:
+    fill(bench.folder / "in", 2)
+    bench.crew(1, SERVICE_JOB_PATIENCE="8")
+    silent, full = bench.run("out", "silent"), bench.run("full")
+    wait_until(lambda: bench.jobs.status(silent, 0).note == "waiting for the storage: no answer", 60)
+    other = bench.wait(bench.run("other"), 30)
+    assert other.state == "done"
+    for id, reason in ((silent, "no answer"), (full, "no room")):
+        status = bench.wait(id, 60)
+        assert (status.state, f"{reason} (waited " in str(status.note)) == ("failed", True)
+        assert status.finished and other.finished and other.finished < status.finished
+    assert bench.jobs.status(full).done == 2
+
+
 def test_a_worker_of_several_devices_has_a_process_for_each(bench: Bench) -> None:
     fill(bench.folder / "in", 40)
     with bench.jobs.engine.connect() as connection:
