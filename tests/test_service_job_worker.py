@@ -195,6 +195,47 @@ def test_patience_with_a_silent_input_or_a_full_output_ends_and_holds_nobody_up(
     assert bench.jobs.status(full).done == 2
 
 
+SIGNING_OFF = """
+import sys, time
+from pathlib import Path
+folder = Path(sys.argv[1])
+with (folder / "begun").open("a") as log:
+    log.write("x")
+while not (folder / "signs off").exists():
+    time.sleep(0.02)
+"""
+
+
+def signing_off(folder: Path, idle: float) -> Crew:
+    """A crew of one worker that signs off when a file of that name is there."""
+    (folder / "begun").touch()
+    return Crew(Settings(data_dir=folder), ["cpu"], idle, [sys.executable, "-c", SIGNING_OFF, str(folder)])
+
+
+def test_a_start_while_an_idle_worker_signs_off_is_not_lost(tmp_path: Path) -> None:
+    crew = signing_off(tmp_path, 60.0)
+    crew.start()
+    wait_until(lambda: (tmp_path / "begun").read_text() == "x", 30)
+    crew.start()
+    (tmp_path / "signs off").touch()
+    wait_until(lambda: not crew.alive(), 30)
+    assert (tmp_path / "begun").read_text() == "xx"
+    crew.start()
+    wait_until(lambda: not crew.alive(), 30)
+    assert (tmp_path / "begun").read_text() == "xxx"
+
+
+def test_a_worker_that_was_idle_since_the_last_start_stays_away(tmp_path: Path) -> None:
+    crew = signing_off(tmp_path, 0.2)
+    crew.start()
+    wait_until(lambda: (tmp_path / "begun").read_text() == "x", 30)
+    crew.start()
+    time.sleep(0.3)
+    (tmp_path / "signs off").touch()
+    wait_until(lambda: not crew.alive(), 30)
+    assert (tmp_path / "begun").read_text() == "x"
+
+
 def test_a_worker_of_several_devices_has_a_process_for_each(bench: Bench) -> None:
     fill(bench.folder / "in", 40)
     with bench.jobs.engine.connect() as connection:
