@@ -152,16 +152,30 @@ class JobWorker:
                 self.stop.set()
 
     def leave(self, patience: float = 120.0) -> None:
-        """Wait for the pictures in hand, put the rest back into the queues, and sign off."""
+        """Wait for the pictures in hand, put the rest back into the queues, and sign off.
+
+        Who waits for this worker may lose patience and kill it, which is no fault of a picture's: so their attempts are
+        given back before the wait, and in it, since a hand may just be beginning another.
+        """
         from dbos import DBOS
 
-        with self._changed:
-            self._changed.wait_for(lambda: not self._in_hand, patience)
+        deadline = time.monotonic() + patience
+        while (left := deadline - time.monotonic()) > 0:
+            self._give_all_back()
+            with self._changed:
+                if self._changed.wait_for(lambda: not self._in_hand, min(left, 1.0)):
+                    break
         try:
             DBOS.destroy()  # takes nothing any more, or it would take what is put back
             self._identity.leave()
         except SQLAlchemyError as error:  # others find the lock free, or the beat still
             _log.warning("could not sign off: %s", str(error).split("\n")[0])
+
+    def _give_all_back(self) -> None:
+        try:
+            self._claims.give_all_back(self._identity.id)
+        except SQLAlchemyError as error:
+            _log.warning("could not give attempts back: %s", str(error).split("\n")[0])
 
     def _beat(self) -> None:
         while True:

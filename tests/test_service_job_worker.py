@@ -127,6 +127,22 @@ def test_a_picture_that_kills_its_worker_is_given_up_after_three(bench: Bench) -
     assert max(bench.enlarged().values()) == 3
 
 
+def test_a_picture_that_takes_longer_than_a_stop_waits_is_not_given_up(bench: Bench) -> None:
+    fill(bench.folder / "in", 1)
+    id = bench.run("out")
+    for turn in range(1, 4):
+        crew = bench.crew(1, seconds=60)
+        wait_until(lambda turn=turn: bench.enlarged().total() == turn, 60)  # type: ignore[misc]
+        (pid,) = crew.pids()
+        crew.stop(2)
+        assert not Path(f"/proc/{pid}").exists()
+        with bench.jobs.engine.connect() as connection:
+            assert connection.execute(sa.select(pictures.c.attempts, pictures.c.state)).all() == [(0, 0)]
+    bench.crew(1)
+    status = bench.wait(id)
+    assert (status.done, status.failed) == (1, 0)
+
+
 def test_what_is_not_below_its_roots_fails_what_is_cancelled_is_taken_up_and_what_is_left_at_a_stop_goes_on(
     bench: Bench, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
