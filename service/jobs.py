@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, RowMapping, text
 
-from service.database import jobs, pictures, wait_alone
+from service.database import begin_writing, jobs, pictures, wait_alone
 from service.storage import is_below
 from service.upscale import UpscaleOptions
 
@@ -182,6 +182,7 @@ class Jobs:
     def cancel(self, id: str) -> None:
         """Stop after the pictures in hand. KeyError where there is none, Conflict where it is over."""
         with self.engine.begin() as connection:
+            begin_writing(connection)
             self._lock(connection, id, ACTIVE)
             values = {"state": "cancelled", "finished": time.time(), "note": None}
             connection.execute(sa.update(jobs).where(jobs.c.id == id).values(values))
@@ -208,6 +209,7 @@ class Jobs:
     def delete(self, id: str) -> None:
         """Forget the job; its pictures stay. KeyError where there is none, Conflict where it still runs."""
         with self.engine.begin() as connection:
+            begin_writing(connection)
             self._lock(connection, id, OVER)
             connection.execute(sa.delete(pictures).where(pictures.c.job == id))
             connection.execute(sa.delete(jobs).where(jobs.c.id == id))
@@ -223,6 +225,7 @@ class Jobs:
     def enqueue_chunks(self, id: str) -> None:
         """Put the pending pictures that are in no chunk into chunks, queue those, and let the job run."""
         with self.engine.begin() as connection:
+            begin_writing(connection)
             row = self._lock(connection, id, ACTIVE)
             first, more = row["next_chunk"], {"job": id, "more": _PICTURE_BYTES}
             waiting = connection.execute(_WAITING, more).scalar_one()
@@ -273,6 +276,7 @@ class Jobs:
             return [(row.key, row.output_bytes) for row in connection.execute(query)]
 
     def _lock(self, connection: Connection, id: str, states: Sequence[str]) -> RowMapping:
+        """The job's row, which nobody else changes until the end of a transaction that `begin_writing` began."""
         row = connection.execute(sa.select(jobs).where(jobs.c.id == id).with_for_update()).mappings().first()
         if row is None:
             raise KeyError(id)

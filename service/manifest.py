@@ -8,8 +8,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from service.database import begin_writing, pictures
 from service.database import jobs as jobs_table
-from service.database import pictures
 from service.jobs import MANIFESTS, Jobs, PictureState
 from service.plan import MANIFEST, manifest_lines
 from service.storage import Place, open_place
@@ -45,6 +45,7 @@ def manifest_due(jobs: Jobs, id: str, stopped: bool = False) -> None:
     of the manifest's final size.
     """
     with jobs.engine.begin() as connection:
+        begin_writing(connection)
         row = connection.execute(sa.select(jobs_table).where(jobs_table.c.id == id).with_for_update()).first()
         if row is None:
             return

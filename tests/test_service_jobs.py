@@ -334,6 +334,10 @@ def test_a_result_begins_the_next_in_the_same_step(jobs: Jobs, spec: JobSpec) ->
     check_a_result_that_begins_the_next(jobs, spec)
 
 
+def test_a_cancellation_while_chunks_are_dealt_out_is_not_lost(jobs: Jobs, spec: JobSpec) -> None:
+    check_a_cancellation_between(jobs, spec)
+
+
 def test_at_a_stop_the_attempts_in_hand_are_given_back_once_and_those_of_crashes_stay(
     jobs: Jobs, spec: JobSpec
 ) -> None:
@@ -348,6 +352,7 @@ def test_so_they_are_on_postgres(postgres: Postgres, spec: JobSpec) -> None:
         check_results_of_several_threads(jobs, spec)
         check_a_result_that_begins_the_next(jobs, replace(spec, output=f"{spec.output}-again"))
         check_attempts_given_back(jobs, replace(spec, output=f"{spec.output}-back"))
+        check_a_cancellation_between(jobs, replace(spec, output=f"{spec.output}-between"))
         check_jobs_at_one_moment(jobs, replace(spec, output=f"{spec.output}-once"))
     finally:
         jobs.close()
@@ -415,6 +420,24 @@ def check_jobs_at_one_moment(jobs: Jobs, spec: JobSpec) -> None:
         with ThreadPoolExecutor(8) as threads:
             made = [id for id in threads.map(make, range(8)) if id]
         assert len(made) == 1
+
+
+def check_a_cancellation_between(jobs: Jobs, spec: JobSpec) -> None:
+    id = jobs.create(spec)
+    cancelling = threading.Thread(target=jobs.cancel, args=(id,))
+
+    def between(connection: sa.Connection, cursor: Any, statement: str, *rest: Any) -> None:
+        if "sum(source_bytes" in statement and cancelling.ident is None:  # it has looked at the job's state
+            cancelling.start()
+            cancelling.join(0.5)
+
+    sa.event.listen(jobs.engine, "before_cursor_execute", between)
+    try:
+        plan(jobs, id)
+    finally:
+        sa.event.remove(jobs.engine, "before_cursor_execute", between)
+    cancelling.join()
+    assert jobs.state(id) == "cancelled"
 
 
 def check_attempts_given_back(jobs: Jobs, spec: JobSpec) -> None:
