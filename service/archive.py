@@ -1,7 +1,6 @@
 """ZIP archives in and out: unpacked with limits and no way out of the folder, packed as they are sent."""
 
 import io
-import lzma
 import re
 import struct
 import sys
@@ -21,10 +20,10 @@ _PART = 1 << 20
 _DRIVE = re.compile("[A-Za-z]:")
 # Others zipfile unpacks to their end at once, however much that is, and whatever size their headers tell.
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-# What zipfile lets through of its own and of the packers it calls; bz2's is an OSError, that of a name a ValueError.
+# What zipfile lets through of its own and of what it calls; that of a name is a ValueError.
 _DAMAGE = (
     *(zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, ValueError),
-    *(struct.error, zlib.error, lzma.LZMAError),
+    *(struct.error, zlib.error),
 )
 
 
