@@ -96,7 +96,7 @@ class Crew:
             if status in (0, _CANNOT_START):
                 with self._lock:
                     # What it was started for longer ago than it was idle it has seen.
-                    if status or time.monotonic() - self._asked[index] > self._idle:
+                    if status or time.monotonic() - self._asked[index] >= self._idle:
                         self._threads[index] = None  # under the lock, so that the next `start` begins another
                         return
                 continue
