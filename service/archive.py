@@ -1,7 +1,6 @@
 """ZIP archives in and out: unpacked with limits and no way out of the folder, packed as they are sent."""
 
 import io
-import lzma
 import re
 import struct
 import sys
@@ -19,10 +18,12 @@ MAX_DIRECTORY = 1 << 25  # bytes of an archive's directory, of which zipfile tak
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _PART = 1 << 20
 _DRIVE = re.compile("[A-Za-z]:")
-# What zipfile lets through of its own and of the packers it calls; bz2's is an OSError, that of a name a ValueError.
+# Others zipfile unpacks to their end at once, however much that is, and whatever size their headers tell.
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+# What zipfile lets through of its own and of what it calls; that of a name is a ValueError.
 _DAMAGE = (
     *(zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, ValueError),
-    *(struct.error, zlib.error, lzma.LZMAError),
+    *(struct.error, zlib.error),
 )
 
 
@@ -42,8 +43,8 @@ def unpack(file: IO[bytes], target: Place, max_bytes: int) -> int:
     """Write an archive's files below `target`; how many. Folders, links and hidden files are left out.
 
     Raises NoArchive for what is no ZIP, TooLarge for what holds more than `max_bytes` or MAX_FILES or has a directory
-    of more than MAX_DIRECTORY bytes, and BadArchive for what is damaged, encrypted or leads out of the folder: before
-    anything is written where its directory tells.
+    of more than MAX_DIRECTORY bytes, and BadArchive for what is damaged, encrypted, packed by another method than
+    deflate or leads out of the folder: before anything is written where its directory tells.
     """
     rationed = _Rationed(file)
     try:
@@ -62,6 +63,9 @@ def unpack(file: IO[bytes], target: Place, max_bytes: int) -> int:
         for entry, key in zip(wanted, keys, strict=True):
             if entry.flag_bits & 1:
                 raise BadArchive(f"{key} is encrypted")
+            if entry.compress_type not in _METHODS:
+                how = f"by method {entry.compress_type} of ZIP"
+                raise BadArchive(f"{key[:100]} is packed {how}; stored and deflated files are accepted")
         for entry, key in zip(wanted, keys, strict=True):
             target.write(key, _content(archive, entry))
         return len(wanted)

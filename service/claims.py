@@ -35,7 +35,8 @@ class Claims:
             self._begin = text(f"{_BEGIN} AND set_config('synchronous_commit', 'off', true) = 'off'")
             self._at_once = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._waiting: list[_Result] = []
-        self._adding, self._writing = threading.Lock(), threading.Lock()
+        self._adding, self._writing, self._giving = threading.Lock(), threading.Lock(), threading.Lock()
+        self._in_hand: set[tuple[str, str]] = set()  # jobs and keys of what was begun and came to no end yet
 
     def begin(self, id: str, number: int, key: str, owner: str) -> bool:
         """Count one more attempt at a picture, before anything is done to it that might end the process.
@@ -44,12 +45,23 @@ class Claims:
         """
         values = {"job": id, "key": key, "chunk": number, "owner": owner}
         with self._at_once.begin() as connection:
-            return connection.execute(self._begin, values).rowcount == 1
+            begun = connection.execute(self._begin, values).rowcount == 1
+        if begun:
+            self._in_hand.add((id, key))
+        return begun
 
     def give_back(self, id: str, key: str, owner: str) -> None:
-        """Take an attempt back that the worker outlived, and that came to no result yet."""
-        with self._at_once.begin() as connection:
-            connection.execute(_GIVE_BACK, {"job": id, "key": key, "owner": owner})
+        """Take an attempt back that the worker outlived, and that came to no result yet; once for each."""
+        with self._giving:
+            if (id, key) in self._in_hand:
+                with self._at_once.begin() as connection:
+                    connection.execute(_GIVE_BACK, {"job": id, "key": key, "owner": owner})
+                self._in_hand.discard((id, key))
+
+    def give_all_back(self, owner: str) -> None:
+        """Take back the attempts at all that is in hand, which may go on; for a worker that is told to stop."""
+        for id, key in self._in_hand.copy():
+            self.give_back(id, key, owner)
 
     def record(
         self,
@@ -97,6 +109,9 @@ class Claims:
             found = [self._write_one(connection, each) for each in group]
         for each, (taken, begun) in zip(group, found, strict=True):
             each.taken, each.begun = taken, begun
+            self._in_hand.discard((each.job, each.row["key"]))
+            if begun:
+                self._in_hand.add((each.job, each.row["following"]))
 
     def _write_one(self, connection: sa.Connection, result: _Result) -> tuple[bool, bool]:
         if self._postgres:
@@ -117,6 +132,7 @@ _BEGIN = """UPDATE sr3_pictures SET attempts = attempts + 1, owner = :owner
     AND EXISTS (SELECT 1 FROM sr3_workers WHERE id = :owner AND adopter IS NULL)"""
 _GIVE_BACK = text(
     "UPDATE sr3_pictures SET attempts = attempts - 1 WHERE job = :job AND key = :key AND owner = :owner AND state = 0"
+    " AND attempts > 0"
 )
 _RECORD = """UPDATE sr3_pictures SET state = :state, finished = :now, output_bytes = :bytes, record = :record
     WHERE job = :job AND key = :key AND owner = :owner AND state = 0"""

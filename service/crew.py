@@ -1,6 +1,7 @@
 """Worker processes of this machine, kept running: one that dies is replaced."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -24,8 +25,8 @@ class Crew:
     """`len(devices)` workers, each on its device, started by `start` and replaced when they die.
 
     A worker that ends by itself, because it was told to or was `idle` for so many seconds, stays away until the next
-    `start`; and so does one that says that it cannot start, which `broken` then tells. Workers end when this process
-    does, after the pictures that they have in hand.
+    `start`, which may come while it signs off; and so does one that says that it cannot start, which `broken` then
+    tells. Workers end when this process does, after the pictures that they have in hand.
     """
 
     def __init__(
@@ -43,6 +44,8 @@ class Crew:
         self._devices = list(devices)
         self._stopping = threading.Event()
         self._lock = threading.Lock()
+        self._idle = idle or math.inf
+        self._asked = [-math.inf] * len(self._devices)  # when `start` was called since each worker's process began
         self._threads: list[threading.Thread | None] = [None] * len(self._devices)
         self._processes: list[subprocess.Popen[bytes] | None] = [None] * len(self._devices)
 
@@ -50,6 +53,7 @@ class Crew:
         """Have all workers run."""
         with self._lock:
             for index, thread in enumerate(self._threads):
+                self._asked[index] = time.monotonic()
                 if thread is None or not thread.is_alive():
                     self._threads[index] = threading.Thread(target=self._keep, args=(index,), daemon=True)
                     self._threads[index].start()  # type: ignore[union-attr]
@@ -81,6 +85,8 @@ class Crew:
         environment = {**self._environment, f"{PREFIX}DEVICE": self._devices[index]}
         while not self._stopping.is_set():
             started = time.monotonic()
+            with self._lock:
+                self._asked[index] = -math.inf
             self._processes[index] = process = subprocess.Popen(self._command, env=environment)
             if self._stopping.is_set():
                 process.terminate()
@@ -88,7 +94,12 @@ class Crew:
             if status == _CANNOT_START:
                 self.broken.set()
             if status in (0, _CANNOT_START):
-                return
+                with self._lock:
+                    # What it was started for longer ago than it was idle it has seen.
+                    if status or time.monotonic() - self._asked[index] >= self._idle:
+                        self._threads[index] = None  # under the lock, so that the next `start` begins another
+                        return
+                continue
             pause = 0.5 if time.monotonic() - started > 30 else min(2 * pause, 30.0)
             self._stopping.wait(pause)
 

@@ -105,6 +105,15 @@ def wait_alone(connection: sa.Connection) -> None:
     connection.execute(sa.text("SELECT pg_advisory_xact_lock(7372337)" if postgres else "BEGIN IMMEDIATE"))
 
 
+def begin_writing(connection: sa.Connection) -> None:
+    """Let no other write between this call and the end of the transaction where the database locks no rows.
+
+    To be called first in one that reads, `FOR UPDATE` where there is that, and then writes.
+    """
+    if connection.dialect.name == "sqlite":
+        wait_alone(connection)
+
+
 def _add_columns(connection: sa.Connection) -> None:
     """Add to the tables of an older version the columns that came since, all of which may be null."""
     for table in _metadata.sorted_tables:

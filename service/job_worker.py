@@ -8,7 +8,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from service.work import Limits, Studio, Task
 
 _log = logging.getLogger("service.jobs")
 FENCED = 3
+_LONGEST_PAUSE = 30.0
 _M_ARENA_MAX = -8  # of malloc.h
 
 
@@ -38,6 +40,7 @@ def main(
     argv: Sequence[str],
     load: Callable[[Settings], Upscaler] = load_upscaler,
     command: Sequence[str] = COMMAND,
+    place: Callable[[str], Place] = open_place,
 ) -> int:
     """Work until told to stop. Status 2, after one line on stderr, for what keeps it from starting.
 
@@ -71,7 +74,7 @@ def main(
     except Exception as error:
         return _fail(f"cannot load the model: {type(error).__name__}: {' '.join(str(error).split())}")
     Image.MAX_IMAGE_PIXELS = None  # SERVICE_MAX_PIXELS is looked at before anything is decoded
-    worker = JobWorker(settings, data_dir, url, jobs, device)
+    worker = JobWorker(settings, data_dir, url, jobs, device, place)
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, lambda number, frame: worker.stop.set())
     worker.launch()
@@ -84,8 +87,17 @@ def main(
 class JobWorker:
     """DBOS's runtime with the workflows of jobs around one device."""
 
-    def __init__(self, settings: Settings, data_dir: Path, url: str, jobs: Jobs, device: Device) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        data_dir: Path,
+        url: str,
+        jobs: Jobs,
+        device: Device,
+        place: Callable[[str], Place] = open_place,
+    ) -> None:
         self.stop = threading.Event()
+        self._place = place
         self._settings, self._url, self._jobs = settings, url, Jobs(unhurried(jobs.engine, device))
         self._roots = [*settings.storage_roots, settings.uploads_place()]
         self._identity = Identity(jobs, data_dir, settings.device)
@@ -140,16 +152,30 @@ class JobWorker:
                 self.stop.set()
 
     def leave(self, patience: float = 120.0) -> None:
-        """Wait for the pictures in hand, put the rest back into the queues, and sign off."""
+        """Wait for the pictures in hand, put the rest back into the queues, and sign off.
+
+        Who waits for this worker may lose patience and kill it, which is no fault of a picture's: so their attempts are
+        given back before the wait, and in it, since a hand may just be beginning another.
+        """
         from dbos import DBOS
 
-        with self._changed:
-            self._changed.wait_for(lambda: not self._in_hand, patience)
+        deadline = time.monotonic() + patience
+        while (left := deadline - time.monotonic()) > 0:
+            self._give_all_back()
+            with self._changed:
+                if self._changed.wait_for(lambda: not self._in_hand, min(left, 1.0)):
+                    break
         try:
             DBOS.destroy()  # takes nothing any more, or it would take what is put back
             self._identity.leave()
         except SQLAlchemyError as error:  # others find the lock free, or the beat still
             _log.warning("could not sign off: %s", str(error).split("\n")[0])
+
+    def _give_all_back(self) -> None:
+        try:
+            self._claims.give_all_back(self._identity.id)
+        except SQLAlchemyError as error:
+            _log.warning("could not give attempts back: %s", str(error).split("\n")[0])
 
     def _beat(self) -> None:
         while True:
@@ -179,7 +205,7 @@ class JobWorker:
                 except Exception:
                     _log.exception("%s failed, trying again in %.0f s", arguments, pause)
                     self.stop.wait(pause)
-                    pause = min(2 * pause, 30.0)
+                    pause = min(2 * pause, _LONGEST_PAUSE)
             with self._changed:
                 self._in_hand.remove(name)
                 self._changed.notify_all()
@@ -188,38 +214,65 @@ class JobWorker:
 
         return run
 
-    def _plan(self, id: str) -> None:
-        if self._jobs.state(id) != "planning":
-            return
-        spec = self._jobs.spec(id)
+    @contextmanager
+    def _patience(self, id: str, waited: float, queue: str, workflow: str, *arguments: Any) -> Iterator[None]:
+        """Where the storage fails within, have the workflow begin anew later, so that other jobs have its place in the
+        queue meanwhile; or fail the job, where that would not help or it `waited` for so many seconds already."""
+        began = time.monotonic()
         try:
-            check_places(spec.input, spec.output, self._roots)
-            plan(self._jobs, id)
-        except StorageTrouble as error:
-            self._jobs.note(id, f"waiting for the storage: {error}")
-            raise
-        except (NotAllowed, StorageError, ValueError) as error:
-            self._jobs.fail(id, str(error))
-            return
-        manifest_due(self._jobs, id)
+            yield
+        except (StorageError, OSError) as error:
+            waited += time.monotonic() - began
+            passing = isinstance(error, StorageTrouble) or not isinstance(error, StorageError)
+            left = self._settings.job_patience - waited
+            if passing and left > 0:
+                pause = min(max(waited, 0.5), left, _LONGEST_PAUSE)
+                _log.warning("job %s waits for the storage: %s", id, error)
+                note = f"waiting for the storage: {error}"
+                self._jobs.put_off(id, note, pause, queue, workflow, _next_name(), *arguments, waited + pause)
+            else:
+                self._jobs.fail(id, str(error) + (f" (waited {waited:.0f} s for it)" if passing else ""))
+        else:
+            if waited:
+                self._jobs.note(id, None)
 
-    def _chunk(self, id: str, number: int) -> None:
+    def _plan(self, id: str, waited: float = 0.0) -> None:
+        if self._jobs.state(id) == "planning":
+            spec = self._jobs.spec(id)
+            try:
+                with self._patience(id, waited, PLANS, "plan_job"):
+                    check_places(spec.input, spec.output, self._roots)
+                    plan(self._jobs, id, self._place)
+            except (NotAllowed, ValueError) as error:
+                self._jobs.fail(id, str(error))
+        if self._jobs.state(id) == "running":  # planned now, or before a crash that came between
+            manifest_due(self._jobs, id)
+
+    def _chunk(self, id: str, number: int, waited: float = 0.0) -> None:
         jobs = self._jobs
         if jobs.state(id) != "running":
             return
         spec = jobs.spec(id)
         ledger = _Ledger(jobs, self._claims, id, number, self._identity)
-        try:
-            check_places(spec.input, spec.output, self._roots)
-        except NotAllowed as error:
-            jobs.fail(id, f"on {self._identity.machine}: {error}")
+        places, whole = self._taken_up(id, number, spec, waited), True
+        if places is None:
             return
-        source, target, whole = open_place(spec.input), open_place(spec.output), True
-        self._take_back_lost(id, number, spec, target)
         while whole and (rows := jobs.chunk(id, number)):  # asked again: what the database lost is not done
-            whole = self._studio.run(spec, source, target, [Task(**row) for row in rows], ledger)
+            whole = self._studio.run(spec, *places, [Task(**row) for row in rows], ledger)
         if not self.stop.is_set():
             manifest_due(jobs, id, stopped=not whole)
+
+    def _taken_up(self, id: str, number: int, spec: JobSpec, waited: float) -> tuple[Place, Place] | None:
+        """A chunk's input and output, whose pictures can be done now; None where they are put off or the job fails."""
+        try:
+            with self._patience(id, waited, CHUNKS, "upscale_chunk", number):
+                check_places(spec.input, spec.output, self._roots)
+                source, target = self._place(spec.input), self._place(spec.output)
+                self._take_back_lost(id, number, spec, target)
+                return source, target
+        except NotAllowed as error:
+            self._jobs.fail(id, f"on {self._identity.machine}: {error}")
+        return None
 
     def _take_back_lost(self, id: str, number: int, spec: JobSpec, target: Place) -> None:
         """Find what a power cut took of what was done of a chunk before its end; it leaves a file empty, or none."""
@@ -230,14 +283,19 @@ class JobWorker:
             _log.warning("%d results of job %s are not on the disk; they are done again", len(lost), id)
             self._claims.take_back(id, lost)
 
-    def _write(self, id: str) -> None:
+    def _write(self, id: str, waited: float = 0.0) -> None:
         if self._jobs.state(id) is None:
             return
-        try:
-            write_manifest(self._jobs, id)
-        except StorageTrouble as error:
-            self._jobs.note(id, f"waiting for the storage: {error}")
-            raise
+        with self._patience(id, waited, MANIFESTS, "write_manifest"):
+            write_manifest(self._jobs, id, self._place)
+
+
+def _next_name() -> str:
+    """Of the workflow that takes up this one later: the same when this one runs again, so that there is one."""
+    from dbos import DBOS
+
+    name, _, number = str(DBOS.workflow_id).partition("~")
+    return f"{name}~{int(number or 0) + 1}"
 
 
 class _Ledger:

@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, RowMapping, text
 
-from service.database import jobs, pictures, wait_alone
+from service.database import begin_writing, jobs, pictures, wait_alone
 from service.storage import is_below
 from service.upscale import UpscaleOptions
 
@@ -115,9 +115,14 @@ class Jobs:
             self.enqueue(connection, PLANS, "plan_job", f"{id}:plan:1", id)
         return id
 
-    def enqueue(self, connection: Connection, queue: str, workflow: str, id: str, *arguments: Any) -> None:
-        """Queue a workflow in the caller's transaction; one of the same id is left as it is."""
+    def enqueue(
+        self, connection: Connection, queue: str, workflow: str, id: str, *arguments: Any, delay: float | None = None
+    ) -> None:
+        """Queue a workflow in the caller's transaction, for after `delay` seconds if given; one of the same id is left
+        as it is."""
         options: Any = {"queue_name": queue, "workflow_name": workflow, "workflow_id": id, "app_version": VERSION}
+        if delay is not None:
+            options["delay_seconds"] = delay
         self.client.enqueue_in_transaction(connection, options, *arguments)
 
     def spec(self, id: str) -> JobSpec:
@@ -177,6 +182,7 @@ class Jobs:
     def cancel(self, id: str) -> None:
         """Stop after the pictures in hand. KeyError where there is none, Conflict where it is over."""
         with self.engine.begin() as connection:
+            begin_writing(connection)
             self._lock(connection, id, ACTIVE)
             values = {"state": "cancelled", "finished": time.time(), "note": None}
             connection.execute(sa.update(jobs).where(jobs.c.id == id).values(values))
@@ -203,6 +209,7 @@ class Jobs:
     def delete(self, id: str) -> None:
         """Forget the job; its pictures stay. KeyError where there is none, Conflict where it still runs."""
         with self.engine.begin() as connection:
+            begin_writing(connection)
             self._lock(connection, id, OVER)
             connection.execute(sa.delete(pictures).where(pictures.c.job == id))
             connection.execute(sa.delete(jobs).where(jobs.c.id == id))
@@ -218,6 +225,7 @@ class Jobs:
     def enqueue_chunks(self, id: str) -> None:
         """Put the pending pictures that are in no chunk into chunks, queue those, and let the job run."""
         with self.engine.begin() as connection:
+            begin_writing(connection)
             row = self._lock(connection, id, ACTIVE)
             first, more = row["next_chunk"], {"job": id, "more": _PICTURE_BYTES}
             waiting = connection.execute(_WAITING, more).scalar_one()
@@ -235,15 +243,21 @@ class Jobs:
             connection.execute(sa.update(jobs).where(jobs.c.id == id).values(values))
 
     def fail(self, id: str, reason: str) -> None:
-        """End a job that cannot begin: its input is not there, say."""
+        """End a job that cannot begin or go on: its input is not there, say. One that is over is left as it is."""
         values = {"state": "failed", "finished": time.time(), "note": reason}
         with self.engine.begin() as connection:
             connection.execute(sa.update(jobs).where(jobs.c.id == id, jobs.c.state.in_(ACTIVE)).values(values))
 
     def note(self, id: str, note: str | None) -> None:
-        """Say what the job waits for, or that it no longer does."""
+        """Say what the job waits for, or that it no longer does. One that is over keeps its last word."""
         with self.engine.begin() as connection:
-            connection.execute(sa.update(jobs).where(jobs.c.id == id).values(note=note))
+            _note(connection, id, note)
+
+    def put_off(self, id: str, note: str, delay: float, queue: str, workflow: str, name: str, *arguments: Any) -> None:
+        """Queue a workflow of the job anew, for after so many seconds, and say why; not where the job is over."""
+        with self.engine.begin() as connection:
+            if _note(connection, id, note):
+                self.enqueue(connection, queue, workflow, name, id, *arguments, delay=delay)
 
     def chunk(self, id: str, number: int) -> Sequence[RowMapping]:
         """The pictures of a chunk that are still to be done, in the order of their keys."""
@@ -262,6 +276,7 @@ class Jobs:
             return [(row.key, row.output_bytes) for row in connection.execute(query)]
 
     def _lock(self, connection: Connection, id: str, states: Sequence[str]) -> RowMapping:
+        """The job's row, which nobody else changes until the end of a transaction that `begin_writing` began."""
         row = connection.execute(sa.select(jobs).where(jobs.c.id == id).with_for_update()).mappings().first()
         if row is None:
             raise KeyError(id)
@@ -283,6 +298,11 @@ _ASSIGNED = text(
     "SELECT DISTINCT chunk FROM sr3_pictures WHERE job = :job AND state = 0 AND chunk >= :first ORDER BY chunk"
 )
 _COUNTS = text("SELECT state, count(*) FROM sr3_pictures WHERE job = :job GROUP BY state")
+
+
+def _note(connection: Connection, id: str, note: str | None) -> bool:
+    which = (jobs.c.id == id) & jobs.c.state.in_(ACTIVE)
+    return connection.execute(sa.update(jobs).where(which).values(note=note)).rowcount == 1
 
 
 def _check_alone(connection: Connection, id: str, mine: str, client: str | None) -> None:

@@ -2,14 +2,14 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
 import sqlalchemy as sa
 
+from service.database import begin_writing, pictures
 from service.database import jobs as jobs_table
-from service.database import pictures
 from service.jobs import MANIFESTS, Jobs, PictureState
 from service.plan import MANIFEST, manifest_lines
 from service.storage import Place, open_place
@@ -17,15 +17,15 @@ from service.storage import Place, open_place
 _PART = 1 << 16
 
 
-def write_manifest(jobs: Jobs, id: str) -> None:
+def write_manifest(jobs: Jobs, id: str, place: Callable[[str], Place] = open_place) -> None:
     """Write the manifest as things stand, then end the job if nothing is left to do. May be run again at any time.
 
     Lines of earlier jobs into the same output stay, and a picture that was kept keeps the line that says how it was
-    made.
+    made. Raises the storage's errors; the job is as it was then.
     """
     status = jobs.status(id, 0)
     finished = status.total - status.pending
-    target = open_place(status.spec.output)
+    target = place(status.spec.output)
     target.write(MANIFEST, _parts(_merged(jobs.records(id), _sorted_lines(target))))
     idle = ~sa.exists().where((pictures.c.job == id) & (pictures.c.state == PictureState.PENDING))
     mine = sa.update(jobs_table).where(jobs_table.c.id == id)
@@ -45,6 +45,7 @@ def manifest_due(jobs: Jobs, id: str, stopped: bool = False) -> None:
     of the manifest's final size.
     """
     with jobs.engine.begin() as connection:
+        begin_writing(connection)
         row = connection.execute(sa.select(jobs_table).where(jobs_table.c.id == id).with_for_update()).first()
         if row is None:
             return

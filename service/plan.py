@@ -4,7 +4,7 @@ import fnmatch
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import PurePosixPath
 from typing import Any
@@ -105,7 +105,7 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
     return value if isinstance(value, dict) and isinstance(value.get("source"), str) else None
 
 
-def plan(jobs: Jobs, id: str) -> None:
+def plan(jobs: Jobs, id: str, place: Callable[[str], Place] = open_place) -> None:
     """List a job's input, write its pictures down and queue what is to be done. May be run again at any time.
 
     A result that is there is kept, unless `overwrite`: at once where the manifest vouches for its size and settings,
@@ -114,7 +114,7 @@ def plan(jobs: Jobs, id: str) -> None:
     again. Of two pictures with one result the second fails.
     """
     spec = jobs.spec(id)
-    source, target = open_place(spec.input), open_place(spec.output)
+    source, target = place(spec.input), place(spec.output)
     there = _there(target)
     told = manifest_sizes(target, spec) if there and not spec.overwrite else {}
     with jobs.engine.connect() as connection:

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +15,9 @@ from PIL import Image
 
 from service.job_worker import main
 from service.pictures import Picture
+from service.plan import MANIFEST
 from service.settings import Settings
+from service.storage import Folder, Place, StorageTrouble, open_place
 from service.upscale import UpscaleOptions
 
 POISON = 13  # the red of a picture's first pixel that ends the process
@@ -80,5 +82,29 @@ def load(settings: Settings) -> FakeUpscaler:
     return FakeUpscaler()
 
 
+class Silent(Folder):
+    """A folder that does not answer, as a bucket may not."""
+
+    def list(self, recursive: bool = True) -> Iterator[tuple[str, int]]:
+        """See `Place`."""
+        raise StorageTrouble("no answer")
+
+
+class Full(Folder):
+    """A folder without room for a manifest."""
+
+    def write(self, key: str, parts: bytes | Iterable[bytes], flush: bool = True) -> int:
+        """See `Place`."""
+        if key == MANIFEST:
+            raise StorageTrouble("no room")
+        return super().write(key, parts, flush)
+
+
+def place(url: str) -> Place:
+    """`open_place`, but for folders that are called silent or full."""
+    kinds = {"silent": Silent, "full": Full}
+    return kinds[Path(url).name](Path(url)) if Path(url).name in kinds else open_place(url)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:], load, (sys.executable, "-m", "tests.jobs_fakes")))
+    sys.exit(main(sys.argv[1:], load, (sys.executable, "-m", "tests.jobs_fakes"), place))

@@ -226,3 +226,11 @@ def test_workers_that_cannot_start_end_it_with_status_2(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert "no worker could start" in done.stderr
+
+
+def test_an_output_that_cannot_take_a_manifest_ends_it_with_status_2(tmp_path: Path) -> None:
+    fill(tmp_path / "in", 2)
+    (tmp_path / "out" / "manifest.jsonl").mkdir(parents=True)
+    out, err = (process := batch(tmp_path, "--steps", "0")).communicate(timeout=60)
+    assert (process.returncode, out) == (2, ""), err
+    assert err.splitlines()[-1] == "python -m service.batch: error: manifest.jsonl: Is a directory"

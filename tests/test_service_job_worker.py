@@ -127,6 +127,22 @@ def test_a_picture_that_kills_its_worker_is_given_up_after_three(bench: Bench) -
     assert max(bench.enlarged().values()) == 3
 
 
+def test_a_picture_that_takes_longer_than_a_stop_waits_is_not_given_up(bench: Bench) -> None:
+    fill(bench.folder / "in", 1)
+    id = bench.run("out")
+    for turn in range(1, 4):
+        crew = bench.crew(1, seconds=60)
+        wait_until(lambda turn=turn: bench.enlarged().total() == turn, 60)  # type: ignore[misc]
+        (pid,) = crew.pids()
+        crew.stop(2)
+        assert not Path(f"/proc/{pid}").exists()
+        with bench.jobs.engine.connect() as connection:
+            assert connection.execute(sa.select(pictures.c.attempts, pictures.c.state)).all() == [(0, 0)]
+    bench.crew(1)
+    status = bench.wait(id)
+    assert (status.done, status.failed) == (1, 0)
+
+
 def test_what_is_not_below_its_roots_fails_what_is_cancelled_is_taken_up_and_what_is_left_at_a_stop_goes_on(
     bench: Bench, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -153,6 +169,87 @@ def test_what_is_not_below_its_roots_fails_what_is_cancelled_is_taken_up_and_wha
     bench.crew(1)
     assert bench.wait(id).done == 30
     assert set(bench.enlarged().values()) == {1}
+
+
+def test_a_job_whose_manifest_cannot_be_written_fails_with_the_reason_and_holds_nobody_up(bench: Bench) -> None:
+    fill(bench.folder / "in", 2)
+    (bench.folder / "out" / "manifest.jsonl").mkdir(parents=True)
+    bench.crew(1)
+    id = bench.run("out")
+    wait_until(lambda: bench.jobs.status(id, 0).done == 2, 60)
+    other = bench.run("other")
+    assert bench.wait(other, 30).state == "done"
+    status = bench.wait(id, 30)
+    assert (status.state, status.done, status.note) == ("failed", 2, "manifest.jsonl: Is a directory")
+
+
+def test_a_manifest_for_which_there_is_no_room_is_waited_for_holds_nobody_up_and_can_be_cancelled(bench: Bench) -> None:
+    fill(bench.folder / "in", 2)
+    bench.crew(1)
+    id = bench.run("full")
+    wait_until(lambda: bench.jobs.status(id, 0).note == "waiting for the storage: no room", 60)
+    assert bench.wait(bench.run("other"), 30).state == "done"
+    assert bench.jobs.status(id, 0).state == "running"
+    bench.jobs.cancel(id)
+    assert bench.wait(bench.run("another"), 30).state == "done"
+    waiting = ["ENQUEUED", "DELAYED", "PENDING"]
+    wait_until(lambda: not bench.jobs.client.list_workflows(status=waiting), 60)
+    assert (bench.jobs.status(id, 0).state, bench.jobs.status(id, 0).note) == ("cancelled", None)
+
+
+def test_patience_with_a_silent_input_or_a_full_output_ends_and_holds_nobody_up(bench: Bench) -> None:
+    fill(bench.folder / "in", 2)
+    bench.crew(1, SERVICE_JOB_PATIENCE="8")
+    silent, full = bench.run("out", "silent"), bench.run("full")
+    wait_until(lambda: bench.jobs.status(silent, 0).note == "waiting for the storage: no answer", 60)
+    other = bench.wait(bench.run("other"), 30)
+    assert other.state == "done"
+    for id, reason in ((silent, "no answer"), (full, "no room")):
+        status = bench.wait(id, 60)
+        assert (status.state, f"{reason} (waited " in str(status.note)) == ("failed", True)
+        assert status.finished and other.finished and other.finished < status.finished
+    assert bench.jobs.status(full).done == 2
+
+
+SIGNING_OFF = """
+import sys, time
+from pathlib import Path
+folder = Path(sys.argv[1])
+with (folder / "begun").open("a") as log:
+    log.write("x")
+while not (folder / "signs off").exists():
+    time.sleep(0.02)
+"""
+
+
+def signing_off(folder: Path, idle: float) -> Crew:
+    """A crew of one worker that signs off when a file of that name is there."""
+    (folder / "begun").touch()
+    return Crew(Settings(data_dir=folder), ["cpu"], idle, [sys.executable, "-c", SIGNING_OFF, str(folder)])
+
+
+def test_a_start_while_an_idle_worker_signs_off_is_not_lost(tmp_path: Path) -> None:
+    crew = signing_off(tmp_path, 60.0)
+    crew.start()
+    wait_until(lambda: (tmp_path / "begun").read_text() == "x", 30)
+    crew.start()
+    (tmp_path / "signs off").touch()
+    wait_until(lambda: not crew.alive(), 30)
+    assert (tmp_path / "begun").read_text() == "xx"
+    crew.start()
+    wait_until(lambda: not crew.alive(), 30)
+    assert (tmp_path / "begun").read_text() == "xxx"
+
+
+def test_a_worker_that_was_idle_since_the_last_start_stays_away(tmp_path: Path) -> None:
+    crew = signing_off(tmp_path, 0.2)
+    crew.start()
+    wait_until(lambda: (tmp_path / "begun").read_text() == "x", 30)
+    crew.start()
+    time.sleep(0.3)
+    (tmp_path / "signs off").touch()
+    wait_until(lambda: not crew.alive(), 30)
+    assert (tmp_path / "begun").read_text() == "x"
 
 
 def test_a_worker_of_several_devices_has_a_process_for_each(bench: Bench) -> None:

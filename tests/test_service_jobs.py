@@ -334,6 +334,16 @@ def test_a_result_begins_the_next_in_the_same_step(jobs: Jobs, spec: JobSpec) ->
     check_a_result_that_begins_the_next(jobs, spec)
 
 
+def test_a_cancellation_while_chunks_are_dealt_out_is_not_lost(jobs: Jobs, spec: JobSpec) -> None:
+    check_a_cancellation_between(jobs, spec)
+
+
+def test_at_a_stop_the_attempts_in_hand_are_given_back_once_and_those_of_crashes_stay(
+    jobs: Jobs, spec: JobSpec
+) -> None:
+    check_attempts_given_back(jobs, spec)
+
+
 def test_so_they_are_on_postgres(postgres: Postgres, spec: JobSpec) -> None:
     jobs = Jobs(open_database(database_url(Path(), postgres.url)))
     try:
@@ -341,6 +351,8 @@ def test_so_they_are_on_postgres(postgres: Postgres, spec: JobSpec) -> None:
             connection.execute(sa.insert(workers), [{"id": ME, "beat": 0}])
         check_results_of_several_threads(jobs, spec)
         check_a_result_that_begins_the_next(jobs, replace(spec, output=f"{spec.output}-again"))
+        check_attempts_given_back(jobs, replace(spec, output=f"{spec.output}-back"))
+        check_a_cancellation_between(jobs, replace(spec, output=f"{spec.output}-between"))
         check_jobs_at_one_moment(jobs, replace(spec, output=f"{spec.output}-once"))
     finally:
         jobs.close()
@@ -408,6 +420,47 @@ def check_jobs_at_one_moment(jobs: Jobs, spec: JobSpec) -> None:
         with ThreadPoolExecutor(8) as threads:
             made = [id for id in threads.map(make, range(8)) if id]
         assert len(made) == 1
+
+
+def check_a_cancellation_between(jobs: Jobs, spec: JobSpec) -> None:
+    id = jobs.create(spec)
+    cancelling = threading.Thread(target=jobs.cancel, args=(id,))
+
+    def between(connection: sa.Connection, cursor: Any, statement: str, *rest: Any) -> None:
+        if "sum(source_bytes" in statement and cancelling.ident is None:  # it has looked at the job's state
+            cancelling.start()
+            cancelling.join(0.5)
+
+    sa.event.listen(jobs.engine, "before_cursor_execute", between)
+    try:
+        plan(jobs, id)
+    finally:
+        sa.event.remove(jobs.engine, "before_cursor_execute", between)
+    cancelling.join()
+    assert jobs.state(id) == "cancelled"
+
+
+def check_attempts_given_back(jobs: Jobs, spec: JobSpec) -> None:
+    id = planned(jobs, spec)
+    (number,) = {number for number, _ in chunks(jobs, id).values()}
+    first, second, third = sorted(chunks(jobs, id))
+
+    def attempts() -> dict[str, int]:
+        return {row["key"]: row["attempts"] for row in jobs.chunk(id, number)}
+
+    assert Claims(jobs.engine).begin(id, number, first, ME)  # by a worker that crashed
+    claims = Claims(jobs.engine)
+    assert claims.begin(id, number, first, ME)
+    assert attempts() == {first: 2, second: 0, third: 0}
+    claims.give_all_back(ME)
+    claims.give_all_back(ME)
+    claims.give_back(id, first, ME)
+    assert attempts() == {first: 1, second: 0, third: 0}
+    assert claims.record(id, first, ME, PictureState.DONE, {"source": first}, number, second) == (True, True)
+    assert attempts() == {second: 1, third: 0}
+    claims.give_all_back(ME)
+    assert attempts() == {second: 0, third: 0}
+    assert jobs.status(id).done == 1
 
 
 def check_a_result_that_begins_the_next(jobs: Jobs, spec: JobSpec) -> None:

@@ -165,8 +165,8 @@ def twice() -> bytes:
         (os.urandom(200_001), 413, "larger than"),
         (damaged(zipfile.ZIP_STORED), 422, "damaged"),
         (damaged(zipfile.ZIP_DEFLATED), 422, "damaged"),
-        (damaged(zipfile.ZIP_BZIP2), 422, "damaged"),
-        (damaged(zipfile.ZIP_LZMA), 422, "damaged"),
+        (archive({"a.png": b"x"}, zipfile.ZIP_BZIP2), 422, "a.png is packed by method 12 of ZIP; stored and deflated"),
+        (archive({"a.png": b"x"}, zipfile.ZIP_LZMA), 422, "a.png is packed by method 14 of ZIP; stored and deflated"),
         (encrypted(), 422, "encrypted"),
         (twice(), 422, "one name"),
         (renamed(b"\xff\xfe.png"), 415, "not a ZIP archive"),
@@ -195,6 +195,19 @@ def test_an_archive_that_lies_about_its_sizes_is_refused(tmp_path: Path) -> None
     with pytest.raises(BadArchive):
         unpack(io.BytesIO(data), Folder(tmp_path), 100)
     assert MAX_FILES >= 10_000
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA, 93])
+def test_what_is_packed_by_a_method_without_a_limit_is_refused_before_anything_is_unpacked(
+    tmp_path: Path, method: int
+) -> None:
+    data = bytearray(archive({"a.png": b"whole", "b.png": bytes(3_000_000)}, zipfile.ZIP_DEFLATED))
+    local, central = data.rindex(b"PK\3\4"), data.rindex(b"PK\1\2")
+    data[local + 8 : local + 10] = data[central + 10 : central + 12] = struct.pack("<H", method)
+    data[local + 22 : local + 26] = data[central + 24 : central + 28] = struct.pack("<L", 10)  # its size, it says
+    with pytest.raises(BadArchive, match=r"^b.png is packed by .*; stored and deflated files are accepted"):
+        unpack(io.BytesIO(data), Folder(tmp_path), 100)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
