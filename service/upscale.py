@@ -80,9 +80,9 @@ class Upscaler:
         """Pictures of one size, number of channels and depth, enlarged together; each is what its seed gives alone, on
         a CPU to the last bit, elsewhere within about two levels of 255.
 
-        `on_step` is told of each evaluation of a network, again before each block of one, and may raise, which ends the
-        work there. Raises ValueError for unequal pictures and what the model does not take, OutOfMemory where there is
-        no room for so many.
+        `on_step` is told of each evaluation of a network, again before each block of one and after each
+        back-projection, and may raise, which ends the work there. Raises ValueError for unequal pictures and what the
+        model does not take, OutOfMemory where there is no room for so many.
         """
         from service.steps import interruptible
         from sr3.enlarge import enlarge_batch, evaluations
@@ -90,7 +90,7 @@ class Upscaler:
         steps = self._settings.sr_steps if options.steps is None else options.steps
         pipeline = self.with_scheduler(options.scheduler)
         totals = evaluations(pipeline, pictures[0], options.factor, steps)
-        with memory_errors(), interruptible(on_step, pipeline.components.values()) as tell:
+        with memory_errors(), interruptible(on_step, [pipeline, *pipeline.components.values()]) as tell:
             return enlarge_batch(
                 pipeline,
                 pictures,

@@ -85,6 +85,32 @@ def test_raising_ends_the_work_at_once(upscaler: Upscaler) -> None:
     assert len(seen) == 3
 
 
+def test_back_projections_are_told_of_and_can_be_ended(upscaler: Upscaler) -> None:
+    told: list[Progress] = []
+
+    class Enough(Exception):
+        pass
+
+    def count(consistency: int, most: int = 10**6) -> int:
+        def stop(progress: Progress) -> None:
+            told.append(progress)
+            if len(told) > most:
+                raise Enough
+
+        told.clear()
+        upscaler.upscale([picture(1)], [7], UpscaleOptions(steps=0, consistency=consistency), stop)
+        return len(told)
+
+    without = count(0)
+    assert count(100) == without + 100
+    assert told[without:] == [Progress("x4", 1, 1)] * 100
+    with pytest.raises(Enough):
+        count(100, without + 1)
+    heard = len(told)
+    upscaler.upscale([picture(1)], [7], UpscaleOptions(steps=0, consistency=100))
+    assert len(told) == heard  # nobody listens any more
+
+
 def test_what_cannot_be_done_is_a_value_error(upscaler: Upscaler) -> None:
     with pytest.raises(ValueError, match="must have one size"):
         upscaler.upscale([picture(1), picture(2, 1)], [1, 2], UpscaleOptions())
