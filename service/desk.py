@@ -1,5 +1,6 @@
 """The server's side of jobs: the database opened when first needed, and workers of its own where it is to have some."""
 
+import itertools
 import json
 import threading
 from collections.abc import Iterator, Sequence
@@ -10,7 +11,7 @@ from service.database import database_url, open_database
 from service.jobs import Jobs, JobSpec
 from service.plan import MANIFEST
 from service.settings import Settings
-from service.storage import NotAllowed, Place, check_places, is_below, open_place
+from service.storage import NotAllowed, Place, StorageError, StorageTrouble, check_places, is_below, open_place
 
 _IDLE = 60.0
 
@@ -68,14 +69,19 @@ class Desk:
         return open_place(f"{self.settings.uploads_place()}/{id}/{name}")
 
     def results(self, id: str) -> Iterator[tuple[str, Iterator[bytes]]]:
-        """The names and contents of what a job has made, and of its manifest."""
+        """The names and contents of what a job has made, and of its manifest, which says what is missing: moved or
+        deleted since. Raises StorageTrouble where the storage cannot be used."""
         jobs = self.jobs
         target = open_place(jobs.spec(id).output)
         lines: list[bytes] = []
         for record in jobs.records(id):
-            lines.append(json.dumps(record, ensure_ascii=False).encode() + b"\n")
             if record["state"] in ("done", "kept"):
-                yield record["output"], target.stream(record["output"])
+                content = _opened(target, record["output"])
+                if content is None:
+                    record["missing"] = True
+                else:
+                    yield record["output"], content
+            lines.append(json.dumps(record, ensure_ascii=False).encode() + b"\n")
         yield MANIFEST, iter(lines)
 
     def spec_allowed(self, spec: JobSpec) -> None:
@@ -94,3 +100,15 @@ class Desk:
     def _workers(self) -> int:
         given = self.settings.job_workers
         return (0 if self.settings.database_url else len(self._devices())) if given is None else given
+
+
+def _opened(place: Place, key: str) -> Iterator[bytes] | None:
+    """The file in parts, the first of them read; None where there is none that can be."""
+    parts = place.stream(key)
+    try:
+        first = next(parts, b"")
+    except StorageTrouble:
+        raise
+    except StorageError:
+        return None
+    return itertools.chain([first], parts)

@@ -214,7 +214,8 @@ def _add_watching(router: APIRouter, desk: Desk) -> None:
 
     @router.get("/{id}/result.zip", response_class=StreamingResponse, responses={200: {"content": _ZIP}})
     def result(id: Annotated[str, Depends(known)]) -> StreamingResponse:
-        """What the job has made so far, with its manifest, packed as it is sent."""
+        """What the job has made so far, with its manifest, packed as it is sent. The manifest says `"missing": true` of
+        what was moved or deleted since."""
         spec = _asked(lambda: desk.jobs.status(id, 0))
         if not spec.upload:
             _asked(lambda: desk.spec_allowed(spec.spec))
