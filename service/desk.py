@@ -3,17 +3,24 @@
 import itertools
 import json
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
 
 from service.crew import COMMAND, Crew
-from service.database import database_url, open_database
+from service.database import database_url, open_database, workers
 from service.jobs import Jobs, JobSpec
+from service.liveness import BEAT_EVERY
 from service.plan import MANIFEST
 from service.settings import Settings
 from service.storage import NotAllowed, Place, StorageError, StorageTrouble, check_places, is_below, open_place
 
 _IDLE = 60.0
+_EVERY, _ENDS = 0.1, 1.0  # what is in hand is looked at so often, and not called work before it has lasted so long
+_SILENT = 4 * BEAT_EVERY
 
 
 class Desk:
@@ -83,6 +90,29 @@ class Desk:
                     yield record["output"], content
             lines.append(json.dumps(record, ensure_ascii=False).encode() + b"\n")
         yield MANIFEST, iter(lines)
+
+    def at_rest(self, id: str) -> bool:
+        """Whether no worker that lives has anything of a job that is over in hand; what ends at once is waited for.
+
+        As in `liveness.py` no clocks are compared: a worker lives whose beat moves while we look.
+        """
+        first, began = self._in_hand(id), time.monotonic()
+        while beats := self._in_hand(id):
+            waited = time.monotonic() - began
+            if waited > _ENDS and any(first.get(worker) != beat for worker, beat in beats.items()):
+                return False
+            if waited > _SILENT:
+                break
+            time.sleep(_EVERY)
+        return True
+
+    def _in_hand(self, id: str) -> dict[str, int]:
+        """The beats of the workers that, as the database has it, do something for this job."""
+        lean: dict[str, Any] = {"load_input": False, "load_output": False}
+        begun = self.jobs.client.list_workflows(workflow_id_prefix=f"{id}:", status="PENDING", **lean)
+        query = sa.select(workers.c.id, workers.c.beat).where(workers.c.id.in_({each.executor_id for each in begun}))
+        with self.jobs.engine.connect() as connection:
+            return {row.id: row.beat for row in connection.execute(query)}
 
     def spec_allowed(self, spec: JobSpec) -> None:
         """NotAllowed where it would read or write what the settings do not allow, or what others have uploaded."""

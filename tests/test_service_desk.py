@@ -2,6 +2,7 @@
 
 import io
 import json
+import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,3 +70,26 @@ def test_results_that_are_gone_are_said_to_be_missing_and_the_rest_is_delivered(
         lines = [json.loads(line) for line in result.read("manifest.jsonl").splitlines()]
     assert [line["source"] for line in lines if line.get("missing") is True] == ["b.png"]
     assert [line["source"] for line in lines if "missing" not in line] == ["a.png", "c.png", "deep/d.png"]
+
+
+def test_a_job_is_in_hand_while_the_worker_that_has_it_lives(desk: Desk) -> None:
+    id, over = uploaded(desk), threading.Event()
+    assert desk.at_rest(id)  # its chunk is in the queue
+
+    def each(statement: str) -> None:
+        with desk.jobs.engine.begin() as connection:
+            connection.execute(sa.text(statement), {"id": id})
+
+    def beat() -> None:
+        while not over.wait(0.2):
+            each("UPDATE sr3_workers SET beat = beat + 1 WHERE id = :id")
+
+    each("UPDATE workflow_status SET status = 'PENDING', executor_id = :id WHERE workflow_uuid LIKE :id || ':%'")
+    beating = threading.Thread(target=beat)
+    beating.start()
+    try:
+        assert not desk.at_rest(id)
+    finally:
+        over.set()
+        beating.join()
+    assert desk.at_rest(id)  # it was killed
