@@ -31,7 +31,7 @@ from service.requests import (
 )
 from service.settings import Settings
 from service.steps import StepCallback, interruptible
-from service.upscale import STAGES, OnStep, UpscaleOptions, Upscaler, load_upscaler, memory_errors
+from service.upscale import STAGES, OnStep, UpscaleOptions, Upscaler, check_room, load_upscaler, memory_errors
 from sr3.images import Picture
 
 if TYPE_CHECKING:
@@ -149,6 +149,8 @@ class DiffusersCascade:
                 raise InvalidRequest(side, getattr(first, side), f"the base model drew {drawn_side} in its place")
         self._check_pixels(upscale, width * upscale, height * upscale)
         used = self._used(first, options, (width, height))
+        enlarger = self._upscaler.with_scheduler(first.sr_scheduler)
+        check_room(enlarger, (height, width), upscale, len(alive))
         for stage, child in zip(STAGES[upscale], (1, 2), strict=False):
             for index in [index for index in alive if not wanted(index)]:
                 outcomes[index] = NotWanted()
@@ -158,7 +160,7 @@ class DiffusersCascade:
             with _timed(seconds, stage):
                 generators = [_generator(seeds[index][child]) for index in alive]
                 small = [pictures[index] for index in alive]
-                large = self._enlarge(small, stage, used, first.sr_scheduler, generators, on_step)
+                large = self._enlarge(enlarger, small, stage, used, generators, on_step)
             pictures = dict(zip(alive, large, strict=True))
         promised = (height * upscale, width * upscale, 3)
         for index in alive:
@@ -174,16 +176,16 @@ class DiffusersCascade:
 
     def _enlarge(
         self,
+        enlarger: Any,
         pictures: Sequence[NDArray[np.uint8]],
         stage: str,
         used: UsedSettings,
-        scheduler: str | None,
         generators: list[torch.Generator],
         on_step: OnStep,
     ) -> list[NDArray[np.uint8]]:
         """`pictures`, uint8 RGB (H, W, 3) of one size, as (4H, 4W, 3)."""
         assert used.sr_steps is not None
-        output = self._upscaler.with_scheduler(scheduler)(
+        output = enlarger(
             image=list(pictures),
             num_inference_steps=used.sr_steps,
             generator=generators,

@@ -1,18 +1,26 @@
 """The server's side of jobs: the database opened when first needed, and workers of its own where it is to have some."""
 
+import itertools
 import json
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
 
 from service.crew import COMMAND, Crew
-from service.database import database_url, open_database
+from service.database import database_url, open_database, workers
 from service.jobs import Jobs, JobSpec
+from service.liveness import BEAT_EVERY
 from service.plan import MANIFEST
 from service.settings import Settings
-from service.storage import NotAllowed, Place, check_places, is_below, open_place
+from service.storage import NotAllowed, Place, StorageError, StorageTrouble, check_places, is_below, open_place
 
 _IDLE = 60.0
+_EVERY, _ENDS = 0.1, 1.0  # what is in hand is looked at so often, and not called work before it has lasted so long
+_SILENT = 4 * BEAT_EVERY
 
 
 class Desk:
@@ -68,15 +76,43 @@ class Desk:
         return open_place(f"{self.settings.uploads_place()}/{id}/{name}")
 
     def results(self, id: str) -> Iterator[tuple[str, Iterator[bytes]]]:
-        """The names and contents of what a job has made, and of its manifest."""
+        """The names and contents of what a job has made, and of its manifest, which says what is missing: moved or
+        deleted since. Raises StorageTrouble where the storage cannot be used."""
         jobs = self.jobs
         target = open_place(jobs.spec(id).output)
         lines: list[bytes] = []
         for record in jobs.records(id):
-            lines.append(json.dumps(record, ensure_ascii=False).encode() + b"\n")
             if record["state"] in ("done", "kept"):
-                yield record["output"], target.stream(record["output"])
+                content = _opened(target, record["output"])
+                if content is None:
+                    record["missing"] = True
+                else:
+                    yield record["output"], content
+            lines.append(json.dumps(record, ensure_ascii=False).encode() + b"\n")
         yield MANIFEST, iter(lines)
+
+    def at_rest(self, id: str) -> bool:
+        """Whether no worker that lives has anything of a job that is over in hand; what ends at once is waited for.
+
+        As in `liveness.py` no clocks are compared: a worker lives whose beat moves while we look.
+        """
+        first, began = self._in_hand(id), time.monotonic()
+        while beats := self._in_hand(id):
+            waited = time.monotonic() - began
+            if waited > _ENDS and any(first.get(worker) != beat for worker, beat in beats.items()):
+                return False
+            if waited > _SILENT:
+                break
+            time.sleep(_EVERY)
+        return True
+
+    def _in_hand(self, id: str) -> dict[str, int]:
+        """The beats of the workers that, as the database has it, do something for this job."""
+        lean: dict[str, Any] = {"load_input": False, "load_output": False}
+        begun = self.jobs.client.list_workflows(workflow_id_prefix=f"{id}:", status="PENDING", **lean)
+        query = sa.select(workers.c.id, workers.c.beat).where(workers.c.id.in_({each.executor_id for each in begun}))
+        with self.jobs.engine.connect() as connection:
+            return {row.id: row.beat for row in connection.execute(query)}
 
     def spec_allowed(self, spec: JobSpec) -> None:
         """NotAllowed where it would read or write what the settings do not allow, or what others have uploaded."""
@@ -94,3 +130,15 @@ class Desk:
     def _workers(self) -> int:
         given = self.settings.job_workers
         return (0 if self.settings.database_url else len(self._devices())) if given is None else given
+
+
+def _opened(place: Place, key: str) -> Iterator[bytes] | None:
+    """The file in parts, the first of them read; None where there is none that can be."""
+    parts = place.stream(key)
+    try:
+        first = next(parts, b"")
+    except StorageTrouble:
+        raise
+    except StorageError:
+        return None
+    return itertools.chain([first], parts)

@@ -101,7 +101,7 @@ class JobView(BaseModel):
 
 _ERRORS = {
     404: "There is no such job, or it is another key's.",
-    409: "The job is not in a state for this, or another writes to the same output.",
+    409: "The job is not in a state for this, has pictures in hand, or another writes to the same output.",
     422: "A field is unknown, out of its range, or a place that the settings do not allow.",
     503: "The database of jobs cannot be used.",
 }
@@ -215,7 +215,8 @@ def _add_watching(router: APIRouter, desk: Desk) -> None:
 
     @router.get("/{id}/result.zip", response_class=StreamingResponse, responses={200: {"content": _ZIP}})
     def result(id: Annotated[str, Depends(known)]) -> StreamingResponse:
-        """What the job has made so far, with its manifest, packed as it is sent."""
+        """What the job has made so far, with its manifest, packed as it is sent. The manifest says `"missing": true` of
+        what was moved or deleted since."""
         spec = _asked(lambda: desk.jobs.status(id, 0))
         if not spec.upload:
             _asked(lambda: desk.spec_allowed(spec.spec))
@@ -241,8 +242,11 @@ def _add_steering(router: APIRouter, desk: Desk) -> None:
 
     @router.delete("/{id}", status_code=204)
     def delete(id: Annotated[str, Depends(known)]) -> None:
-        """Forget a job that is over. Its pictures stay, but for an uploaded archive's: nobody else knows of those."""
+        """Forget a job that is over. Its pictures stay, but for an uploaded archive's: nobody else knows of those. Such
+        a job is kept while a worker has a picture of it in hand, which would be written afterwards."""
         status = _asked(lambda: desk.jobs.status(id, 0))
+        if status.upload and status.state not in ACTIVE and not _asked(lambda: desk.at_rest(id)):
+            raise Problem(409, f"job {id} still has pictures in hand; try again when they are done")
         _asked(lambda: desk.jobs.delete(id))
         if status.upload:
             desk.upload_place(id, "in").clear()

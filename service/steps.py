@@ -17,7 +17,8 @@ from service.upscale import OnStep, Progress
 @contextmanager
 def interruptible(on_step: OnStep | None, parts: Iterable[object]) -> Iterator[OnStep]:
     """What to tell of progress while the block runs: `on_step` hears it, and the last of it again before each network
-    among `parts` and each of a network's blocks. It may raise, which ends the work there."""
+    among `parts` and each of a network's blocks, and after each pass of an SR3 pipeline among them. It may raise, which
+    ends the work there."""
     from torch import nn
 
     last: Progress | None = None
@@ -32,11 +33,18 @@ def interruptible(on_step: OnStep | None, parts: Iterable[object]) -> Iterator[O
         if on_step is not None and last is not None:
             on_step(last)
 
-    networks = [part for part in parts if isinstance(part, nn.Module)] if on_step is not None else []
+    listened = list(parts) if on_step is not None else []
+    networks = [part for part in listened if isinstance(part, nn.Module)]
+    passing: list[Any] = [part for part in listened if hasattr(part, "on_pass")]
     hooks = [block.register_forward_pre_hook(look) for network in networks for block in _blocks(network)]
+    before = [part.on_pass for part in passing]
+    for part in passing:
+        part.on_pass = look
     try:
         yield tell
     finally:
+        for part, own in zip(passing, before, strict=True):
+            part.on_pass = own
         for hook in hooks:
             hook.remove()
 

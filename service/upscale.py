@@ -80,9 +80,9 @@ class Upscaler:
         """Pictures of one size, number of channels and depth, enlarged together; each is what its seed gives alone, on
         a CPU to the last bit, elsewhere within about two levels of 255.
 
-        `on_step` is told of each evaluation of a network, again before each block of one, and may raise, which ends the
-        work there. Raises ValueError for unequal pictures and what the model does not take, OutOfMemory where there is
-        no room for so many.
+        `on_step` is told of each evaluation of a network, again before each block of one and after each
+        back-projection, and may raise, which ends the work there. Raises ValueError for unequal pictures and what the
+        model does not take, OutOfMemory where there is no room for so many.
         """
         from service.steps import interruptible
         from sr3.enlarge import enlarge_batch, evaluations
@@ -90,7 +90,8 @@ class Upscaler:
         steps = self._settings.sr_steps if options.steps is None else options.steps
         pipeline = self.with_scheduler(options.scheduler)
         totals = evaluations(pipeline, pictures[0], options.factor, steps)
-        with memory_errors(), interruptible(on_step, pipeline.components.values()) as tell:
+        with memory_errors(), interruptible(on_step, [pipeline, *pipeline.components.values()]) as tell:
+            check_room(pipeline, pictures[0].pixels.shape[:2], options.factor, len(pictures))
             return enlarge_batch(
                 pipeline,
                 pictures,
@@ -156,6 +157,18 @@ class Upscaler:
         from sr3.schedulers import with_scheduler
 
         return self.pipeline if name is None else with_scheduler(self.pipeline, name)
+
+
+def check_room(pipeline: Any, size: tuple[int, ...], factor: int, count: int) -> None:
+    """OutOfMemory where so many pictures of this (height, width) would be cut into smaller pieces than one of them
+    alone: that would show in their last bits."""
+    from service.requests import OutOfMemory
+
+    height, width = size
+    for scale in (1, 4)[: len(STAGES[factor])]:
+        sides = height * scale, width * scale
+        if count > 1 and pipeline.plan(*sides, count) != pipeline.plan(*sides):
+            raise OutOfMemory(f"{count} pictures of {sides[1]}x{sides[0]} have no room for the pieces of one alone")
 
 
 @contextmanager

@@ -50,6 +50,7 @@ CascadeFactory = Callable[[Settings], Cascade]
 BEAT_SECONDS = 0.5
 PREVIEW_SECONDS = 0.4
 STEP_SECONDS = 0.25  # how often steps are told of that nobody watches
+STILL_SECONDS = 2.0  # how often the same step is told of again while it is worked on, so that no stall is seen in it
 FITS_SECONDS = 600.0  # then a batch that had no room is tried again: others may have had the device's memory
 _log = logging.getLogger("service.worker")
 
@@ -199,9 +200,10 @@ class _Runner:
             nonlocal stage, step, told
             if all(each in self._inbox.cancelled for each in ids):
                 raise Stop
-            before, now = step if progress.stage == stage else -1, time.monotonic()
-            over = progress.step == progress.steps
-            if progress.step == before or not (watched or over or now - told > STEP_SECONDS):
+            before, now = step if progress.stage == stage else -1, self._now()
+            at_once = watched or progress.step == progress.steps
+            wait = STILL_SECONDS if progress.step == before else 0.0 if at_once else STEP_SECONDS
+            if now - told < wait:
                 return
             stage, step, told = progress.stage, progress.step, now
             previews = self._previews(items, progress)

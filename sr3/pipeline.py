@@ -29,6 +29,10 @@ SMALLEST_SIDE = 8
 CONSISTENCY = 2
 
 
+def _nothing() -> None:
+    return None
+
+
 @dataclass
 class SR3Output(BaseOutput):
     images: Any
@@ -50,6 +54,8 @@ class SR3Pipeline(DiffusionPipeline):
     `overestimate`: how many times the variance of the schedule's noise the denoiser is told. What it is given is off by
     its own errors of the steps before, which it never saw in training (exposure bias, arXiv 2308.15321): told more, it
     takes them for noise, told less for texture. All three are part of a model, chosen by evaluation.
+    `on_pass()`, an attribute to set, is called after each back-projection of a result or a region of one, of which
+    there can be minutes; it may raise to stop.
     """
 
     def __init__(
@@ -64,6 +70,7 @@ class SR3Pipeline(DiffusionPipeline):
         super().__init__()
         self.register_modules(encoder=encoder, unet=unet, scheduler=scheduler)
         self.register_to_config(temperature=temperature, overestimate=overestimate, ceiling=ceiling)
+        self.on_pass: Callable[[], None] = _nothing
 
     def sampling(self) -> dict[str, float]:
         """What a pipeline of the same networks must be given too."""
@@ -166,7 +173,7 @@ class SR3Pipeline(DiffusionPipeline):
                 high_res.addcmul_(scale, F.pixel_shuffle(sample, patch))
                 del sample, scale
             high_res = high_res[..., : SCALE * height, : SCALE * width].clamp_(-1, 1)
-            return (project(high_res, piece, reduce, upsample, consistency),)
+            return (project(high_res, piece, reduce, upsample, consistency, self.on_pass),)
 
         if plan.region is None:
             return run(given, *(noise.values.to(given.device) for noise in noises))[0]

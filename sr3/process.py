@@ -57,11 +57,13 @@ def project(
     reduce: Callable[[Tensor], Tensor],
     enlarge: Callable[[Tensor], Tensor],
     times: int,
+    on_pass: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Back-projection (Irani and Peleg, CVGIP 53(3), 1991): add what the reduction of `high_res` misses of
-    `low_res`, `times` times. Both in [-1, 1]."""
+    `low_res`, `times` times. Both in [-1, 1]. `on_pass()` is called after each time and may raise to stop."""
     for _ in range(times):
         high_res = (high_res + enlarge(low_res - reduce(high_res))).clamp_(-1, 1)
+        on_pass()
     return high_res
 
 

@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_log
 import ldm
 from ldm.loading import GUIDANCE
 from service.cascade import DiffusersCascade, load_cascade
-from service.requests import GenerateRequest, GenerateResult, InvalidRequest, NotWanted
+from service.requests import GenerateRequest, GenerateResult, InvalidRequest, NotWanted, OutOfMemory
 from service.settings import Settings
 from service.upscale import Progress
 from tests.ldm_families import build, tokenizer
@@ -115,6 +115,10 @@ class Enlarger(Pipeline):
     """Each pixel `factor` times wide and high; notes what it got."""
 
     factor = 4
+    room = 10**9  # enlarged pixels of a batch
+
+    def plan(self, height: int, width: int, count: int = 1) -> bool:
+        return count == 1 or height * width * self.factor**2 * count <= self.room
 
     def __call__(
         self,
@@ -317,6 +321,19 @@ def test_equal_requests_are_made_together_and_a_bad_one_fails_alone() -> None:
     for outcome, request in ((first, requests[0]), (last, requests[2])):
         assert isinstance(outcome, GenerateResult)
         assert np.array_equal(outcome.image, one(make(), request).image)
+
+
+def test_pictures_that_would_be_cut_otherwise_together_than_alone_are_not_enlarged_together() -> None:
+    both = [GenerateRequest("a", seed, upscale=16) for seed in (1, 2)]
+    enlarger, room = Enlarger(), 2 * 64 * 96
+    enlarger.room = room - 1
+    cascade = make(enlarger=enlarger)
+    with pytest.raises(OutOfMemory):
+        cascade.generate(both)
+    assert enlarger.calls == []  # not even the first of two times
+    assert isinstance(cascade.generate(both[:1])[0], GenerateResult)
+    enlarger.room = room
+    assert all(isinstance(each, GenerateResult) for each in cascade.generate(both))
 
 
 def test_cancelled_mates_are_left_out_from_the_next_stage_on() -> None:

@@ -273,27 +273,43 @@ def test_a_key_that_is_refused_is_tried_again_once_at_a_time(page: Any) -> None:
 
 def test_every_control_has_a_name(page: Any) -> None:
     unnamed = page.evaluate(
-        """[...document.querySelectorAll("input, select, textarea, button, a")].filter((each) =>
+        """[...document.querySelectorAll("input, select, textarea, button, a, progress")].filter((each) =>
             !(each.labels?.length || each.textContent.trim() || each.getAttribute("aria-label")))
             .map((each) => each.outerHTML)"""
     )
     assert unnamed == []
 
 
-def test_a_job_shows_how_far_it_is_and_is_cancelled_and_forgotten(page: Any, server: Running) -> None:
+@pytest.fixture
+def jobs(server: Running) -> Iterator[Jobs]:
+    jobs = Jobs(open_database(database_url(server.app.state.settings.data_dir, None)))
+    yield jobs
+    jobs.close()
+
+
+def begun(server: Running, jobs: Jobs) -> str:
+    """A job of four pictures, listed as by a worker that is named like it."""
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as out:
         for name in ("a.png", "b.png", "c.png", "d.png"):
             out.writestr(name, png())
-    made = server.client.post("/jobs/zip", content=archive.getvalue()).json()
-    id = made["id"]
-    jobs = Jobs(open_database(database_url(server.app.state.settings.data_dir, None)))
-    plan(jobs, id)  # as a worker does, and two of the pictures
+    id = str(server.client.post("/jobs/zip", content=archive.getvalue()).json()["id"])
+    plan(jobs, id)
     with jobs.engine.begin() as connection:
         connection.execute(sa.insert(workers), [{"id": id, "beat": 0}])
+    return id
+
+
+def do(jobs: Jobs, id: str, key: str, state: PictureState) -> None:
+    """As that worker does with a picture."""
+    assert Claims(jobs.engine).begin(id, 1, key, id)
+    Claims(jobs.engine).record(id, key, id, state, {"source": key, "error": "it is damaged"})
+
+
+def test_a_job_shows_how_far_it_is_and_is_cancelled_and_forgotten(page: Any, server: Running, jobs: Jobs) -> None:
+    id = begun(server, jobs)
     for key, state in (("a.png", PictureState.DONE), ("b.png", PictureState.FAILED)):
-        assert Claims(jobs.engine).begin(id, 1, key, id)
-        Claims(jobs.engine).record(id, key, id, state, {"source": key, "error": "it is damaged"})
+        do(jobs, id, key, state)
     page.reload()
     job = page.locator(f"#job-{id}")
     job.get_by_text("running: 1 of 4, 1 failed").wait_for()
@@ -307,4 +323,39 @@ def test_a_job_shows_how_far_it_is_and_is_cancelled_and_forgotten(page: Any, ser
     job.get_by_text("b.png: it is damaged").wait_for()
     job.get_by_role("button", name="Forget").click()
     job.wait_for(state="detached")
-    jobs.close()
+
+
+def test_a_job_that_goes_on_keeps_the_keyboards_place_and_half_a_press(page: Any, server: Running, jobs: Jobs) -> None:
+    id = begun(server, jobs)
+    do(jobs, id, "a.png", PictureState.DONE)
+    page.reload()
+    job = page.locator(f"#job-{id}")
+    job.get_by_text("running: 1 of 4").wait_for()
+    cancel = job.get_by_role("button", name="Cancel")
+    cancel.focus()
+    page.keyboard.down("Space")
+    do(jobs, id, "b.png", PictureState.DONE)
+    job.get_by_text("running: 2 of 4").wait_for()
+    assert job.locator("progress").evaluate("bar => bar.value / bar.max") == 0.5
+    assert page.evaluate("document.activeElement.textContent") == "Cancel"
+    page.keyboard.up("Space")
+    job.get_by_text("cancelled: 2 of 4").wait_for()
+    server.client.delete(f"/jobs/{id}")
+
+
+def test_the_keyboards_place_outlives_a_change_of_what_can_be_done(page: Any, server: Running, jobs: Jobs) -> None:
+    id = begun(server, jobs)
+    page.reload()
+    job = page.locator(f"#job-{id}")
+    job.get_by_text("running: 0 of 4").wait_for()
+    job.get_by_role("button", name="Cancel").focus()
+    do(jobs, id, "a.png", PictureState.DONE)
+    job.get_by_text("Download").wait_for()  # there is something now
+    assert page.evaluate("document.activeElement.textContent") == "Cancel"
+    server.client.post(f"/jobs/{id}/cancel")
+    job.get_by_text("cancelled: 1 of 4").wait_for()
+    assert page.evaluate("document.activeElement.closest('li')?.id") == f"job-{id}"
+    job.get_by_role("button", name="Forget").focus()
+    page.keyboard.press("Enter")
+    job.wait_for(state="detached")
+    assert page.evaluate("document.activeElement.textContent") == "Enlarge a ZIP of pictures ×4"

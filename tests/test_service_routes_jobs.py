@@ -99,6 +99,23 @@ def test_an_archive_goes_in_and_comes_out(client: httpx.Client, root: Path) -> N
     assert not list((root / "data" / "uploads" / id).glob("*"))
 
 
+def test_an_archives_job_is_forgotten_with_its_last_picture_once_that_is_no_longer_in_hand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "log"
+    for name, value in (("PYTHONPATH", str(ROOT)), ("JOBS_LOG", str(log)), ("JOBS_SECONDS", "6")):
+        monkeypatch.setenv(name, value)  # of the worker's process
+    with running(jobs_app(Settings(data_dir=tmp_path))) as url, httpx.Client(base_url=url, timeout=30) as client:
+        id = client.post("/jobs/zip", content=archive({f"{i}.png": picture_bytes(i) for i in range(3)})).json()["id"]
+        wait_until(lambda: log.exists() and log.read_text(), 60)
+        assert client.post(f"/jobs/{id}/cancel").json()["state"] == "cancelled"
+        assert "in hand" in problem(client.delete(f"/jobs/{id}")).detail
+        assert client.get(f"/jobs/{id}").json()["state"] == "cancelled"
+        wait_until(lambda: client.delete(f"/jobs/{id}").status_code == 204, 60)
+        assert len(log.read_text().splitlines()) == 1
+    assert not list((tmp_path / "uploads").rglob("*.*"))  # nor after the worker has ended
+
+
 @pytest.mark.parametrize(
     ("change", "field"),
     [

@@ -47,6 +47,25 @@ def test_a_batch_gives_what_each_seed_gives_alone(upscaler: Upscaler) -> None:
         assert large.icc == one.icc
 
 
+@pytest.mark.parametrize(
+    ("factor", "size", "free"), [(4, (200, 140), 160_000_000), (16, (50, 35), 160_000_000)], ids=["x4", "x16"]
+)
+def test_a_batch_that_would_be_cut_otherwise_than_its_pictures_alone_has_no_room(
+    upscaler: Upscaler, monkeypatch: pytest.MonkeyPatch, factor: int, size: tuple[int, int], free: int
+) -> None:
+    large = [Picture(np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)) for seed in (1, 2)]
+    options, told = UpscaleOptions(factor, steps=0), list[Progress]()
+    alone = [upscaler.upscale([each], [7], options)[0].pixels for each in large]
+    monkeypatch.setattr("sr3.memory.free_memory", lambda device: free)
+    with pytest.raises(OutOfMemory, match="2 pictures"):
+        upscaler.upscale(large, [7, 7], options, told.append)
+    assert not told  # nothing is begun
+    for each, expected in zip(large, alone, strict=True):
+        assert np.array_equal(upscaler.upscale([each], [7], options)[0].pixels, expected)
+    monkeypatch.setattr("sr3.memory.free_memory", lambda device: 2 * free)
+    assert len(upscaler.upscale(large, [7, 7], options)) == 2
+
+
 def test_uploads_are_not_smoothed_and_take_the_servers_steps(upscaler: Upscaler) -> None:
     plain = upscaler.upscale([picture(1)], [7], UpscaleOptions())[0].pixels
     named = upscaler.upscale([picture(1)], [7], UpscaleOptions(steps=2, aug_level=0.0))[0].pixels
@@ -83,6 +102,32 @@ def test_raising_ends_the_work_at_once(upscaler: Upscaler) -> None:
     with pytest.raises(Enough):
         upscaler.upscale([picture(1)], [7], UpscaleOptions(), stop)
     assert len(seen) == 3
+
+
+def test_back_projections_are_told_of_and_can_be_ended(upscaler: Upscaler) -> None:
+    told: list[Progress] = []
+
+    class Enough(Exception):
+        pass
+
+    def count(consistency: int, most: int = 10**6) -> int:
+        def stop(progress: Progress) -> None:
+            told.append(progress)
+            if len(told) > most:
+                raise Enough
+
+        told.clear()
+        upscaler.upscale([picture(1)], [7], UpscaleOptions(steps=0, consistency=consistency), stop)
+        return len(told)
+
+    without = count(0)
+    assert count(100) == without + 100
+    assert told[without:] == [Progress("x4", 1, 1)] * 100
+    with pytest.raises(Enough):
+        count(100, without + 1)
+    heard = len(told)
+    upscaler.upscale([picture(1)], [7], UpscaleOptions(steps=0, consistency=100))
+    assert len(told) == heard  # nobody listens any more
 
 
 def test_what_cannot_be_done_is_a_value_error(upscaler: Upscaler) -> None:

@@ -1,10 +1,15 @@
-"""What a worker process remembers of its device, with a clock that the test sets."""
+"""What a worker process remembers of its device and says of its work, with a clock that the test sets."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from service.messages import Item
-from service.requests import GenerateRequest
+import numpy as np
+
+from service.messages import Item, Stepped
+from service.requests import GenerateRequest, UpscaleRequest
+from service.upscale import OnStep, Progress, UpscaleOptions
 from service.worker import FITS_SECONDS, _Runner
+from sr3.images import Picture
 from tests.service_fakes import FakeCascade
 
 
@@ -36,3 +41,40 @@ def test_batch_that_had_no_room_is_tried_again_later_and_its_kind_is_not_remembe
     clock[0] += 1
     assert begun("room-again") == [2]
     assert runner._fits == {}
+
+
+class Lasting(FakeCascade):
+    """After its only step it works on for a hundred seconds, telling of that step once a second."""
+
+    clock = 1000.0
+
+    def upscale(
+        self,
+        pictures: Sequence[Picture],
+        seeds: Sequence[int],
+        options: UpscaleOptions,
+        on_step: OnStep | None = None,
+    ) -> list[Picture]:
+        assert on_step is not None
+        for _ in range(100):
+            self.clock += 1
+            on_step(Progress("x4", 1, 1))
+        return list(pictures)
+
+
+def test_work_that_makes_no_new_step_is_heard_of_all_the_same(tmp_path: Path) -> None:
+    cascade, heard = Lasting(tmp_path), list[tuple[float, Stepped]]()
+
+    class Timing(Inbox):
+        def send(self, message: object) -> None:
+            if isinstance(message, Stepped):
+                heard.append((cascade.clock, message))
+
+    inbox = Timing()
+    runner = _Runner(cascade, inbox, lambda: cascade.clock)  # type: ignore[arg-type]
+    picture = Picture(np.zeros((8, 8, 3), np.uint8))
+    runner.run([Item("a", UpscaleRequest(picture, 1, UpscaleOptions()))])
+    times = [time for time, _ in heard]
+    assert max(later - earlier for earlier, later in zip(times, [*times[1:], 1100], strict=True)) <= 5
+    assert len(heard) < 100
+    assert sum(each.new for _, each in heard) == 1

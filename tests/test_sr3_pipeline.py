@@ -209,6 +209,15 @@ def test_the_callback_sees_every_step_and_may_stop(small_pipeline):
     assert seen[0][1] > seen[1][1] > seen[2][1]
 
 
+def test_back_projections_are_told_of_and_are_no_evaluations(small_pipeline):
+    passes, tiles = [], []
+    pipeline = with_scheduler(small_pipeline, "DDIM")
+    pipeline.on_pass = lambda: passes.append(1)
+    pipeline(picture(), 1, draw(0), consistency=7, on_tile=lambda: tiles.append(1))
+    assert len(passes) == 7
+    assert len(tiles) == pipeline.evaluations(16, 24, 1)
+
+
 def test_noise_augmentation_changes_the_picture(small_pipeline):
     plain, noised = (small_pipeline(picture(), 1, draw(0), aug_level=a).images[0] for a in (0.0, 0.2))
     assert not np.array_equal(plain, noised)

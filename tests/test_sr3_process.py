@@ -14,6 +14,7 @@ from sr3.process import (
     augment,
     cosine_gamma,
     denoising_loss,
+    project,
     psnr_loss,
     sample_gamma,
     sample_visited,
@@ -125,3 +126,22 @@ def test_ssim_loss_agrees_with_a_second_implementation():
             values.append(structure * (2 * u.mean() * v.mean() + 0.01**2) / (u.mean() ** 2 + v.mean() ** 2 + 0.01**2))
     assert float(ssim_loss(2 * first - 1, 2 * second - 1)) == pytest.approx(1 - np.mean(values), abs=1e-4)
     assert float(ssim_loss(first, first)) == pytest.approx(0, abs=1e-6)
+
+
+def test_each_back_projection_is_told_of_and_may_be_the_last():
+    class Enough(Exception):
+        pass
+
+    passes = []
+
+    def look():
+        passes.append(1)
+        if len(passes) == 4:
+            raise Enough
+
+    whole = project(torch.zeros(1, 3, 8, 8), torch.full((1, 3, 8, 8), 0.25), lambda x: x, lambda x: x, 3, look)
+    assert len(passes) == 3
+    assert torch.equal(whole, torch.full((1, 3, 8, 8), 0.25))
+    with pytest.raises(Enough):
+        project(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8), lambda x: x, lambda x: x, 100, look)
+    assert len(passes) == 4

@@ -74,23 +74,50 @@ function actions(job) {
   return made;
 }
 
-function draw(job) {
-  const finished = job.done + job.kept + job.failed;
-  const row = element("div", { className: "row" });
-  row.append(element("b", { textContent: job.output ?? "A ZIP of pictures" }), ...actions(job));
-  const bar = element("progress", { max: Math.max(1, job.total), value: finished });
-  bar.setAttribute("aria-label", `job ${job.id}`);
-  const item = element("li", { id: `job-${job.id}` }, row, bar, element("p", { textContent: words(job) }));
-  if (job.failed && !ACTIVE.includes(job.state)) {
-    const failures = element("ul");
-    const details = element("details", {}, element("summary", { textContent: "What failed" }), failures);
-    details.addEventListener("toggle", async () => {
-      const full = await getJson(`jobs/${job.id}`, key());
-      failures.replaceChildren(...full.failures.map((each) => element("li", { textContent: `${each.source}: ${each.error}` })));
-    }, { once: true });
-    item.append(details);
+// Put these buttons and links in the row. What is there already stays where it is: one that is taken out and put back
+// loses the keyboard's focus, and a press that is under way does nothing.
+function place(row, wanted) {
+  const same = (one, other) => one.tagName === other.tagName && one.textContent === other.textContent;
+  const there = [...row.querySelectorAll("button, a")];
+  for (const each of there) if (!wanted.some((other) => same(each, other))) each.remove();
+  let next = null;
+  for (const each of wanted.reverse()) {
+    const kept = there.find((other) => same(each, other));
+    if (!kept) row.insertBefore(each, next);
+    next = kept ?? each;
   }
-  return item;
+}
+
+function whatFailed(job) {
+  const failures = element("ul");
+  const details = element("details", {}, element("summary", { textContent: "What failed" }), failures);
+  details.addEventListener("toggle", async () => {
+    const full = await getJson(`jobs/${job.id}`, key());
+    failures.replaceChildren(...full.failures.map((each) => element("li", { textContent: `${each.source}: ${each.error}` })));
+  }, { once: true });
+  return details;
+}
+
+function draw(job) {
+  const row = element("div", { className: "row" }, element("b", { textContent: job.output ?? "A ZIP of pictures" }));
+  const bar = element("progress", { ariaLabel: `job ${job.id}` });
+  return element("li", { id: `job-${job.id}`, tabIndex: -1 }, row, bar, element("p"));
+}
+
+function update(item, job) {
+  const held = item.contains(document.activeElement);
+  place(item.querySelector(".row"), actions(job));
+  const bar = item.querySelector("progress");
+  bar.max = Math.max(1, job.total);
+  bar.value = job.done + job.kept + job.failed;
+  item.querySelector("p").textContent = words(job);
+  const failed = ACTIVE.includes(job.state) ? 0 : job.failed;
+  if (Number(item.dataset.failed ?? 0) !== failed) {
+    item.querySelector("details")?.remove();
+    if (failed) item.append(whatFailed(job));
+    item.dataset.failed = failed;
+  }
+  if (held && !item.contains(document.activeElement)) item.focus(); // the button that had it is gone
 }
 
 async function refresh() {
@@ -101,15 +128,17 @@ async function refresh() {
     return false; // the page's own status line says that the server is away
   }
   for (const id of [...shown.keys()].filter((id) => !jobs.some((job) => job.id === id))) {
-    document.querySelector(`#job-${id}`)?.remove();
+    const gone = document.querySelector(`#job-${id}`);
+    const held = gone?.contains(document.activeElement);
+    gone?.remove();
+    if (held) upload.focus();
     shown.delete(id);
   }
   for (const job of jobs.slice().reverse()) {
     const text = JSON.stringify(job);
     if (shown.get(job.id) === text) continue;
-    const old = document.querySelector(`#job-${job.id}`);
-    if (old) old.replaceWith(draw(job));
-    else list.prepend(draw(job));
+    if (!shown.has(job.id)) list.prepend(draw(job));
+    update(document.querySelector(`#job-${job.id}`), job);
     shown.set(job.id, text);
   }
   return jobs.some((job) => ACTIVE.includes(job.state));
