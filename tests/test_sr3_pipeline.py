@@ -13,6 +13,7 @@ from sr3.pipeline import ModelError, SR3Pipeline, load
 from sr3.presets import PRESETS, build, save
 from sr3.schedulers import SCHEDULERS, with_scheduler
 from sr3.tiling import Tiling
+from tests.conftest import SMALL
 
 
 def draw(seed: int) -> torch.Generator:
@@ -41,6 +42,14 @@ def test_consistency_makes_the_result_reduce_to_the_input(small_pipeline, steps)
     assert errors[-1] < 0.2 * errors[0]
     default = small_pipeline(low_res, steps, draw(0), output_type="pt").images
     assert torch.equal(default, small_pipeline(low_res, steps, draw(0), consistency=2, output_type="pt").images)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_every_tensor_of_a_sampling_is_on_the_models_device(name):
+    """As on a GPU, which is not there: on torch's meta device tensors of another are refused too."""
+    pipeline = with_scheduler(build(SMALL).to("meta"), name)
+    made = pipeline(picture(), 2, draw(0), aug_level=0.1, consistency=1, output_type="pt", views=2).images
+    assert made.device.type == "meta" and made.shape == (1, 3, 64, 96)
 
 
 class Oracle(torch.nn.Module):
