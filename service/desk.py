@@ -6,14 +6,13 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import sqlalchemy as sa
 
 from service.crew import COMMAND, Crew
 from service.database import database_url, open_database, workers
 from service.jobs import Jobs, JobSpec
-from service.liveness import BEAT_EVERY
+from service.liveness import BEAT_EVERY, LEAN
 from service.plan import MANIFEST
 from service.settings import Settings
 from service.storage import NotAllowed, Place, StorageError, StorageTrouble, check_places, is_below, open_place
@@ -108,8 +107,7 @@ class Desk:
 
     def _in_hand(self, id: str) -> dict[str, int]:
         """The beats of the workers that, as the database has it, do something for this job."""
-        lean: dict[str, Any] = {"load_input": False, "load_output": False}
-        begun = self.jobs.client.list_workflows(workflow_id_prefix=f"{id}:", status="PENDING", **lean)
+        begun = self.jobs.client.list_workflows(workflow_id_prefix=f"{id}:", status="PENDING", **LEAN)
         query = sa.select(workers.c.id, workers.c.beat).where(workers.c.id.in_({each.executor_id for each in begun}))
         with self.jobs.engine.connect() as connection:
             return {row.id: row.beat for row in connection.execute(query)}

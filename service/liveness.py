@@ -21,7 +21,7 @@ from service.database import workers
 from service.jobs import Jobs
 
 DEAD_AFTER, BEAT_EVERY, LOOK_EVERY = 20.0, 2.0, 4.0
-_LEAN: dict[str, Any] = {"load_input": False, "load_output": False}
+LEAN: dict[str, Any] = {"load_input": False, "load_output": False}
 _log = logging.getLogger("service.jobs")
 
 
@@ -76,7 +76,7 @@ class Watch:
         in_hand = self._in_hand()
         mine = {
             each.workflow_id: each.queue_name
-            for each in self._me.jobs.client.list_workflows(status="PENDING", executor_id=self._me.id, **_LEAN)
+            for each in self._me.jobs.client.list_workflows(status="PENDING", executor_id=self._me.id, **LEAN)
         }
         strays = mine.keys() - in_hand - self._in_hand()
         for id in strays & self._strays:
@@ -133,7 +133,7 @@ def _adopt(jobs: Jobs, id: str, adopter: str, beat: int | None) -> bool:
         if connection.execute(taken).rowcount != 1:
             return False
     queues = defaultdict(list)
-    for each in jobs.client.list_workflows(status="PENDING", executor_id=id, **_LEAN):
+    for each in jobs.client.list_workflows(status="PENDING", executor_id=id, **LEAN):
         queues[each.queue_name].append(each.workflow_id)
     for queue, ids in queues.items():
         jobs.client.resume_workflows(ids, queue_name=queue)

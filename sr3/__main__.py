@@ -78,8 +78,8 @@ def check(options: Options) -> Path:
     if options.tile is not None:
         from sr3.memory import SMALLEST_TILE
 
-        reason = "the network looks beyond smaller tiles, and they would show"
         if options.tile < SMALLEST_TILE:
+            reason = "the network looks beyond smaller tiles, and they would show"
             raise ValueError(f"--tile is {options.tile}; it must be at least {SMALLEST_TILE}: {reason}")
     out = options.out or options.image.with_name(f"{options.image.stem}_x{options.factor}.png")
     files = [out] if options.uncertainty is None else [out, options.uncertainty]

@@ -29,10 +29,6 @@ SMALLEST_SIDE = 8
 CONSISTENCY = 2
 
 
-def _nothing() -> None:
-    return None
-
-
 @dataclass
 class SR3Output(BaseOutput):
     images: Any
@@ -70,7 +66,7 @@ class SR3Pipeline(DiffusionPipeline):
         super().__init__()
         self.register_modules(encoder=encoder, unet=unet, scheduler=scheduler)
         self.register_to_config(temperature=temperature, overestimate=overestimate, ceiling=ceiling)
-        self.on_pass: Callable[[], None] = _nothing
+        self.on_pass: Callable[[], None] = lambda: None
 
     def sampling(self) -> dict[str, float]:
         """What a pipeline of the same networks must be given too."""
