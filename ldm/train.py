@@ -5,13 +5,14 @@
 `python -m ldm.train diffusion --pack drawings.safetensors --autoencoder run/autoencoder/vae --out run/diffusion`.
 """
 
-import dataclasses
-import json
 import sys
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import Annotated, Any
 
+from degradation.arguments import from_json, parse_arguments
 from sr3.loop import LoopConfig
 
 
@@ -101,22 +102,12 @@ class FinetuneConfig:
     )
 
 
-def _from_json(path: Path) -> AutoencoderConfig | DiffusionConfig:
-    """A configuration from a file, for machines without tyro. Raises ValueError for unknown keys and broken files."""
-    kinds: Any = {"autoencoder": AutoencoderConfig, "diffusion": DiffusionConfig}
-    paths = {"pack", "out", "autoencoder", "init"}
-    try:
-        values = json.loads(path.read_text())
-        kind = kinds[values.pop("stage")]
-        values = {k: Path(v) if k in paths and v is not None else v for k, v in values.items()}
-        defaults = kind(**{k: values[k] for k in values if k != "loop"})
-        return dataclasses.replace(defaults, loop=dataclasses.replace(defaults.loop, **values.get("loop", {})))
-    except KeyError as error:
-        raise ValueError(f"{path} is no configuration: {error}; stage must be one of {', '.join(kinds)}") from None
-    except (TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path} is no configuration: {error}") from None
-
-
+STAGES: dict[str, Any] = {
+    "autoencoder": AutoencoderConfig,
+    "diffusion": DiffusionConfig,
+    "classifier": ClassifierConfig,
+    "finetune": FinetuneConfig,
+}
 Config = AutoencoderConfig | DiffusionConfig | ClassifierConfig | FinetuneConfig
 
 
@@ -141,20 +132,14 @@ def main(config: Config) -> None:
 
 def _from_arguments(arguments: list[str]) -> Config:
     if len(arguments) == 2 and arguments[0] == "--config":
-        return _from_json(Path(arguments[1]))
+        config: Config = from_json(Path(arguments[1]), **STAGES)
+        return config
     import tyro
-
-    from degradation.arguments import parse_arguments
 
     if arguments and arguments[0].startswith("-") and arguments[0] not in ("-h", "--help"):
         arguments = ["finetune", *arguments]
-    kinds: Any = (
-        Annotated[AutoencoderConfig, tyro.conf.subcommand("autoencoder")]
-        | Annotated[DiffusionConfig, tyro.conf.subcommand("diffusion")]
-        | Annotated[ClassifierConfig, tyro.conf.subcommand("classifier")]
-        | Annotated[FinetuneConfig, tyro.conf.subcommand("finetune")]
-    )
-    return parse_arguments(kinds, "ldm.train", __doc__, arguments)
+    kinds = [Annotated[kind, tyro.conf.subcommand(name)] for name, kind in STAGES.items()]
+    return parse_arguments(reduce(or_, kinds), "ldm.train", __doc__, arguments)
 
 
 if __name__ == "__main__":

@@ -4,20 +4,19 @@
 diffusers directory. The same command again goes on where the last one stopped.
 """
 
-import json
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from degradation.arguments import from_json, parse_arguments
 from sr3.data import Mix, draw_record, load_pack, make_sample
 from sr3.loop import LoopConfig, digest, fit, generator, mixed, own_device
 from sr3.model import SCALE, LowResEncoder, SR3UNet
@@ -238,47 +237,11 @@ def train(config: TrainConfig) -> SR3Pipeline:
     return load(config.out / "pipeline", "cpu", "float32")
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of a field's type; a whole number may stand for a float."""
-    if get_origin(hint) is tuple:
-        return isinstance(value, tuple) and all(_fits(each, get_args(hint)[0]) for each in value)
-    if get_args(hint):
-        return any(_fits(value, each) for each in get_args(hint))
-    if hint in (int, float, bool):
-        return type(value) is hint or (hint is float and type(value) is int)
-    return isinstance(value, hint)
-
-
-def _made(kind: type, values: dict[str, Any]) -> Any:
-    """A dataclass of these values. Raises TypeError for unknown names and values of another type."""
-    for name, hint in get_type_hints(kind).items():
-        if name in values and not _fits(values[name], hint):
-            raise TypeError(f"{name} is {values[name]!r}; it must be of type {getattr(hint, '__name__', hint)}")
-    return kind(**values)
-
-
-def from_json(path: Path) -> TrainConfig:
-    """A configuration from a file, for machines without tyro. Raises ValueError for unknown keys, values of another
-    type and broken files."""
-    nested = {"mix": Mix, "loop": LoopConfig}
-    try:
-        values = json.loads(path.read_text())
-        values = {k: Path(v) if k in ("data", "out", "init") and v is not None else v for k, v in values.items()}
-        values = {k: tuple(v) if k == "few_steps" else v for k, v in values.items()}
-        values |= {k: _made(nested[k], v) for k, v in values.items() if k in nested}
-        config: TrainConfig = _made(TrainConfig, values)
-        return config
-    except (TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path} is no configuration: {error}") from None
-
-
 def main() -> int:
     try:
         if len(sys.argv) == 3 and sys.argv[1] == "--config":
-            config = from_json(Path(sys.argv[2]))
+            config = from_json(Path(sys.argv[2]), train=TrainConfig)
         else:
-            from degradation.arguments import parse_arguments
-
             config = parse_arguments(TrainConfig, "sr3.train", __doc__)
         train(config)
     except (ValueError, OSError) as error:

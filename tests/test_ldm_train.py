@@ -15,13 +15,14 @@ from safetensors.torch import load_file, save_file
 import ldm
 import ldm.autoencoder
 import ldm.diffusion
+from degradation.arguments import from_json
 from ldm.autoencoder import Autoencoding, gradients, lower_bound, noise_levels, psnr
 from ldm.captions import Drawing
 from ldm.data import load_pack, save_pack
 from ldm.diffusion import shifted_timesteps, velocity
 from ldm.loading import ModelError, load
 from ldm.models import TEXT_LENGTH, TEXT_WIDTH, build_autoencoder, grow_autoencoder, grow_unet, train_tokenizer
-from ldm.train import AutoencoderConfig, DiffusionConfig, _from_json, main
+from ldm.train import STAGES, AutoencoderConfig, DiffusionConfig, FinetuneConfig, main
 from sr3.loop import LoopConfig
 
 LOOP = LoopConfig(steps=4, batch_size=4, warmup=1, device="cpu", save_every=2, log_every=1)
@@ -204,15 +205,33 @@ def test_training_starts_from_given_weights(pack, stages, tmp_path):
 def test_a_configuration_file_needs_no_command_line_library(tmp_path):
     values = {"stage": "diffusion", "pack": "p", "out": "o", "autoencoder": "v", "loop": {"steps": 3}}
     (tmp_path / "c.json").write_text(json.dumps(values))
-    config = _from_json(tmp_path / "c.json")
+    config = from_json(tmp_path / "c.json", **STAGES)
     assert isinstance(config, DiffusionConfig) and config.loop.steps == 3 and config.loop.batch_size == 128
     (tmp_path / "c.json").write_text(json.dumps({**values, "nonsense": 1}))
     with pytest.raises(ValueError, match=r"c\.json is no configuration.*nonsense"):
-        _from_json(tmp_path / "c.json")
-    for text, message in (("{", "no configuration"), ("{}", "stage must be one of autoencoder, diffusion")):
-        (tmp_path / "c.json").write_text(text)
-        with pytest.raises(ValueError, match=message):
-            _from_json(tmp_path / "c.json")
+        from_json(tmp_path / "c.json", **STAGES)
+    (tmp_path / "c.json").write_text(json.dumps({"stage": "finetune", "init": "m", "data": "d", "lora": 4}))
+    config = from_json(tmp_path / "c.json", **STAGES)
+    assert isinstance(config, FinetuneConfig) and (config.init, config.data, config.lora) == ("m", Path("d"), 4)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "c.json is no configuration"),
+        ("[]", "c.json is no configuration"),
+        ("{}", "stage is None; it must be one of autoencoder, diffusion, classifier, finetune"),
+        ('{"stage": "diffusion", "pack": "p"}', "missing .* 'out' and 'autoencoder'"),
+        ('{"stage": "diffusion", "variants": "3"}', "variants is '3'; it must be of type int"),
+        ('{"stage": "diffusion", "loop": {"steps": 2.5}}', "steps is 2.5; it must be of type int"),
+        ('{"stage": "diffusion", "loop": 3}', "loop is 3; it must hold settings by name"),
+        ('{"stage": "diffusion", "pack": 3}', "pack is 3; it must be of type Path"),
+    ],
+)
+def test_a_configuration_file_that_does_not_fit_says_where(text, message, tmp_path):
+    (tmp_path / "c.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        from_json(tmp_path / "c.json", **STAGES)
 
 
 def test_an_autoencoder_that_is_not_there_is_named_and_asked_of_no_hub(pack, tmp_path):

@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 from safetensors.torch import load_file
 
 import sr3.train
+from degradation.arguments import from_json
 from sr3.corpus import CorpusConfig, collect, is_held_out
 from sr3.corpus import main as corpus_main
 from sr3.data import Mix, SampleRecord, draw_record, load_pack, make_sample, save_pack
@@ -23,7 +24,7 @@ from sr3.loop import LoopConfig, fit, generator, learning_rate
 from sr3.pipeline import load
 from sr3.presets import PRESETS
 from sr3.process import cosine_gamma, sample_gamma
-from sr3.train import Cascade, TrainConfig, build, from_json, losses, make_batch, train
+from sr3.train import Cascade, TrainConfig, build, losses, make_batch, train
 from tests.conftest import SMALL
 
 LOOP = LoopConfig(steps=6, batch_size=2, warmup=2, device="cpu", save_every=100, log_every=1)
@@ -277,11 +278,11 @@ def test_a_folder_without_pictures_is_one_line_and_exit_code_2(tmp_path):
 def test_a_configuration_file_needs_no_command_line_library(pack, tmp_path):
     values = {"data": str(pack), "out": str(tmp_path), "crop_size": 32, "mix": {"bsr": 0.5}, "loop": {"steps": 7}}
     (tmp_path / "c.json").write_text(json.dumps(values))
-    config = from_json(tmp_path / "c.json")
+    config = from_json(tmp_path / "c.json", train=TrainConfig)
     assert config.loop.steps == 7 and config.mix.bsr == 0.5 and config.data == pack
     (tmp_path / "c.json").write_text(json.dumps({**values, "nonsense": 1}))
     with pytest.raises(ValueError, match=r"c\.json is no configuration.*nonsense"):
-        from_json(tmp_path / "c.json")
+        from_json(tmp_path / "c.json", train=TrainConfig)
 
 
 @pytest.mark.parametrize(
@@ -292,16 +293,16 @@ def test_a_configuration_file_needs_no_command_line_library(pack, tmp_path):
         ({"few_steps": [1, "2"]}, "few_steps is .*tuple"),
         ({"loop": {"minutes": "5"}}, "minutes is '5'; it must be of type float"),
         ({"mix": {"bsr": None}}, "bsr"),
-        ({"mix": 3}, "no configuration"),
+        ({"mix": 3}, "mix is 3; it must hold settings by name"),
     ],
 )
 def test_values_of_another_type_in_a_configuration_file_are_named(changes, message, pack, tmp_path):
     values = {"data": str(pack), "out": str(tmp_path), "few_steps": [1, 2], "loop": {"minutes": 5, "learning_rate": 1}}
     (tmp_path / "c.json").write_text(json.dumps(values))
-    assert from_json(tmp_path / "c.json").few_steps == (1, 2)
+    assert from_json(tmp_path / "c.json", train=TrainConfig).few_steps == (1, 2)
     (tmp_path / "c.json").write_text(json.dumps({**values, **changes}))
     with pytest.raises(ValueError, match=message):
-        from_json(tmp_path / "c.json")
+        from_json(tmp_path / "c.json", train=TrainConfig)
 
 
 def test_the_state_of_another_training_is_refused(pack, tmp_path, tiny):
