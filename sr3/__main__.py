@@ -1,6 +1,7 @@
 """Enlarge pictures: `python -m sr3 photo.jpg -o big.png`."""
 
 import itertools
+import re
 import secrets
 import sys
 import time
@@ -13,6 +14,8 @@ import tyro
 
 from degradation.arguments import parse_arguments
 from sr3.images import VIEWS, ImageError, Picture, check_format, format_of, read, write
+
+UNITS = {"": 1, "B": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,14 @@ class Options:
     """Of JPEG and WebP."""
 
 
+def parse_size(text: str) -> int:
+    """Bytes of "3GB", "900 MiB", "1.5g" or a plain number. Raises ValueError for anything else."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]I?)?B?\s*", text.upper())
+    if found is None:
+        raise ValueError(f"{text!r} is no amount of memory; write it like 3GB or 900MiB")
+    return int(float(found[1]) * UNITS[found[2] or ""])
+
+
 def check(options: Options) -> Path:
     """The file to write. Raises ValueError for options that no picture could be made with."""
     if options.factor not in (4, 16):
@@ -75,6 +86,8 @@ def check(options: Options) -> Path:
         raise ValueError(f"--views is {options.views}; it must be between 1 and {VIEWS}")
     if options.seed is not None and not 0 <= options.seed < 2**63:
         raise ValueError(f"--seed is {options.seed}; it must be between 0 and 2^63 - 1")
+    if options.max_memory is not None:
+        parse_size(options.max_memory)
     if options.tile is not None:
         from sr3.memory import SMALLEST_TILE
 
@@ -114,7 +127,7 @@ def run(options: Options) -> None:
     from sr3.pipeline import load
     from sr3.schedulers import with_scheduler
 
-    most = memory.parse_size(options.max_memory) if options.max_memory else None
+    most = parse_size(options.max_memory) if options.max_memory else None
     tiling = memory.pieces(options.tile) if options.tile else None
     seed = secrets.randbelow(2**32) if options.seed is None else options.seed
     disable_progress_bar()

@@ -10,7 +10,6 @@ import torch
 from sr3.tiling import OVERLAP, TILE, Tiling
 
 CGROUP = Path("/sys/fs/cgroup")
-UNITS = {"": 1, "B": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 SMALLEST_TILE = 192  # the networks look further: in smaller pieces the picture would be another
 REGIONS = (1024, 768, 512, 384, 256, SMALLEST_TILE)
 KEPT = 100_000_000  # bytes that a process keeps of a first pass: kernels, heap that is not given back (60 to 100 MB)
@@ -21,14 +20,6 @@ NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory|A
 
 class NoRoom(ValueError):
     """Even in the smallest pieces a picture takes more memory than there is."""
-
-
-def parse_size(text: str) -> int:
-    """Bytes of "3GB", "900 MiB", "1.5g" or a plain number. Raises ValueError for anything else."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]I?)?B?\s*", text.upper())
-    if found is None:
-        raise ValueError(f"{text!r} is no amount of memory; write it like 3GB or 900MiB")
-    return int(float(found[1]) * UNITS[found[2] or ""])
 
 
 def show_size(size: int) -> str:

@@ -12,7 +12,7 @@ from PIL import Image
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from sr3 import memory
-from sr3.__main__ import main
+from sr3.__main__ import main, parse_size
 from sr3.enlarge import enlarge, spread
 from sr3.images import read
 from sr3.metrics import consistency
@@ -29,6 +29,14 @@ def model(small_pipeline, tmp_path_factory) -> Path:
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "sr3", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def test_sizes_are_read():
+    sizes = {"3GB": 3e9, "900 MiB": 900 * 2**20, "1.5g": 1.5e9, "12345": 12345, "2kb": 2000, "1 GiB": 2**30}
+    assert {text: parse_size(text) for text in sizes} == sizes
+    for wrong in ("", "three", "3 apples", "-1GB", "1TB"):
+        with pytest.raises(ValueError, match="write it like 3GB"):
+            parse_size(wrong)
 
 
 def test_a_photograph_is_enlarged(model, tmp_path):

@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sr3 import memory
 from sr3.loop import mixed
-from sr3.memory import Cost, Plan, is_out_of_memory, parse_size, plan
+from sr3.memory import Cost, Plan, is_out_of_memory, plan
 from sr3.pipeline import SR3Pipeline, load
 from sr3.schedulers import with_scheduler
 from sr3.tiling import Tiling
@@ -21,14 +21,6 @@ def draw(seed: int = 0) -> torch.Generator:
 
 def picture(height: int, width: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def test_sizes_are_read():
-    sizes = {"3GB": 3e9, "900 MiB": 900 * 2**20, "1.5g": 1.5e9, "12345": 12345, "2kb": 2000, "1 GiB": 2**30}
-    assert {text: parse_size(text) for text in sizes} == sizes
-    for wrong in ("", "three", "3 apples", "-1GB", "1TB"):
-        with pytest.raises(ValueError, match="write it like 3GB"):
-            parse_size(wrong)
 
 
 def test_a_plan_fits_its_budget_and_cuts_no_smaller_than_it_must():
