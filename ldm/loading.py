@@ -3,12 +3,14 @@
 import inspect
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from diffusers import AutoPipelineForText2Image, DiffusionPipeline, SanaSprintPipeline
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import SafetensorError
 
 from ldm.memory import check_memory, free_memory
@@ -29,11 +31,16 @@ def resolve_device(device: str) -> torch.device:
         try:
             torch.empty(1, device=device)
         except (RuntimeError, AssertionError) as error:  # of a torch without CUDA
-            raise ModelError(f"device is {device!r}, which cannot be used: {str(error).splitlines()[0]}") from None
+            raise ModelError(f"device is {device!r}, which cannot be used: {first_line(error)}") from None
         return torch.device(device)
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, or its kind where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _text_encoders(folder: Path, dtype: torch.dtype) -> dict[str, transformers.PreTrainedModel | None]:
@@ -67,7 +74,12 @@ def _folder_of(source: str, allow_download: bool) -> Path:
         return folder
     if source.count("/") != 1 or source.startswith((".", "/", "~")):
         raise ModelError(f"{source} does not exist; give a pipeline's directory or a hub id such as owner/name")
-    return Path(DiffusionPipeline.download(source, use_safetensors=True, local_files_only=not allow_download))
+    try:
+        return Path(DiffusionPipeline.download(source, use_safetensors=True, local_files_only=not allow_download))
+    except LocalEntryNotFoundError:
+        raise ModelError(f"{source} is not in the hub's cache on this machine; allow_download has it fetched") from None
+    except OSError as error:  # of several sentences, with "see the stacktrace"
+        raise ModelError(f"{source} cannot be fetched from the hub: {first_line(error.__cause__ or error)}") from None
 
 
 def load(
@@ -120,7 +132,7 @@ def load(
     except ModelError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"{source} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+        raise ModelError(f"{source} cannot be loaded: {first_line(error)}") from None
 
 
 def _pipeline_class(folder: Path) -> Any:
@@ -159,9 +171,10 @@ def step_options(pipeline: DiffusionPipeline, steps: int) -> dict[str, Any]:
 def _on(pipeline: DiffusionPipeline, place: torch.device, offload: str) -> DiffusionPipeline:
     if offload == "none":
         return pipeline.to(place)
-    from ldm.preview import latent_map
+    from ldm.preview import NoPreview, latent_map
 
-    latent_map(pipeline)  # encodes once, which must not happen between the steps of an offloaded model
+    with suppress(NoPreview):
+        latent_map(pipeline)  # encodes once, which must not happen between the steps of an offloaded model
     if offload == "model":
         pipeline.enable_model_cpu_offload(device=place)
     else:

@@ -21,6 +21,10 @@ MEASURED = 200  # drawings that measure a map and are not fitted
 KERNEL = 3  # latents around each that its pixels are drawn from
 
 
+class NoPreview(ValueError):
+    """Latents of a kind that no map is made for."""
+
+
 @dataclass(frozen=True)
 class LatentMap:
     """`weight` (3·patch², C, k, k) and `bias` (3·patch²): each latent position becomes patch × patch pixels."""
@@ -75,14 +79,22 @@ def fit_plain(autoencoder: Any) -> LatentMap:
 
 def latent_map(pipeline: DiffusionPipeline) -> LatentMap:
     """The map of the pipeline's latents: `preview.safetensors` of its directory, or else `fit_plain`, made once for
-    each autoencoder and kept with it. Call it after loading where the first preview should not wait."""
-    found: LatentMap | None = getattr(pipeline.vae, "latent_map", None)
+    each autoencoder and kept with it. Call it after loading where the first preview should not wait. Raises NoPreview,
+    at once after the first time, where there is no autoencoder that takes images (N, 3, H, W)."""
+    if getattr(pipeline, "vae", None) is None:
+        raise NoPreview(f"{type(pipeline).__name__} has no autoencoder")
+    found: LatentMap | NoPreview | None = getattr(pipeline.vae, "latent_map", None)
     if found is None:
         path = Path(str(pipeline.config.get("_name_or_path", ""))) / FILE
         found = load_map(path) if path.is_file() else None
         if found is None or found.weight.shape[1] != pipeline.vae.config.latent_channels:
-            found = fit_plain(pipeline.vae)
+            try:
+                found = fit_plain(pipeline.vae)
+            except (AttributeError, TypeError, ValueError) as error:  # those of video models and of Flux 2
+                found = NoPreview(f"{type(pipeline.vae).__name__}: {error}")
         pipeline.vae.latent_map = found
+    if isinstance(found, NoPreview):
+        raise found
     return found
 
 

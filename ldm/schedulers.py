@@ -154,7 +154,8 @@ def remember_estimate(scheduler: SchedulerMixin) -> SchedulerMixin:
 
     @functools.wraps(step)
     def remembering(model_output: Tensor, timestep: Tensor, sample: Tensor, *args: Any, **options: Any) -> Any:
-        scheduler.last_estimate = estimate(scheduler, model_output.float(), timestep, sample.float())
+        output = model_output[:, : sample.shape[1]]  # without the variances that some networks learned beside it
+        scheduler.last_estimate = estimate(scheduler, output.float(), timestep, sample.float())
         return step(model_output, timestep, sample, *args, **options)
 
     scheduler.step, scheduler.last_estimate = remembering, None

@@ -83,7 +83,11 @@ class Painter:
         size = (options.get("height", self._info.height), options.get("width", self._info.width))
         tell = StepCallback(on_step, "base", options["num_inference_steps"], size=size)
         listening = tell.listening(pipeline)
-        output = pipeline(**options, **listening, generator=generators, output_type="pt")
+        try:
+            output = pipeline(**options, **listening, generator=generators, output_type="pt")
+        except BaseException:
+            pipeline.maybe_free_model_hooks()  # an offloaded network would stay on the device, beside the next one
+            raise
         flagged = getattr(output, "nsfw_content_detected", None) or [False] * len(requests)
         outcomes: list[NDArray[np.uint8] | Exception] = []
         for image, unsafe, request in zip(output.images, flagged, requests, strict=True):

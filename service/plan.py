@@ -143,7 +143,7 @@ def plan(jobs: Jobs, id: str, place: Callable[[str], Place] = open_place) -> Non
         record = None if state is PictureState.PENDING else json.dumps(kept_record(spec, key, size, there[output]))
         kept = there[output] if state is PictureState.KEPT else None
         batch.append(_row(id, key, size, state, verify, kept, record))
-        if len(batch) == 5000:
+        if len(batch) >= 5000:
             _insert(jobs, batch)
             batch = []
     _insert(jobs, batch)

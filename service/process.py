@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import multiprocessing
 import threading
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from service.worker import CascadeFactory, run_worker
 
 _log = logging.getLogger("service")
 FIRST_DELAY, LONGEST_DELAY = 0.1, 30.0
-LOAD_SECONDS = 900.0
+LOAD_SECONDS = 900.0  # unless a model may come from the hub, which takes as long as it takes
 # Where the platform has it, a server that has imported torch once and forks a worker from that state.
 METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 
@@ -67,6 +68,7 @@ class WorkerProcess:
         self._pipe: Connection | None = None
         self._sender = ThreadPoolExecutor(1, "to-worker")
         self._last_beat = self._last_step = self._started = 0.0
+        self._killed = ""  # why
         self._delay = FIRST_DELAY
         self._generation = 0
 
@@ -84,7 +86,7 @@ class WorkerProcess:
         """Start the process; it loads in its own time. One that cannot be started is lost like one that died."""
         self._loop = asyncio.get_running_loop()
         self.state, self._generation = State.LOADING, self._generation + 1
-        self._started = self._last_beat = self._now()
+        self._started, self._last_beat, self._killed = self._now(), self._now(), ""
         try:
             self._begin(self._generation)
         except Exception as error:  # no descriptor or no thread is free
@@ -125,14 +127,16 @@ class WorkerProcess:
         """Kill the process where it is silent, stuck or takes too long to load; called now and then."""
         now, settings = self._now(), self._settings
         reason = ""
-        if self.state is State.LOADING and self._pipe is not None and now - self._started > LOAD_SECONDS:
-            reason = f"has been loading for {LOAD_SECONDS:.0f} s"
+        longest = math.inf if settings.allow_download else LOAD_SECONDS
+        if self.state is State.LOADING and self._pipe is not None and now - self._started > longest:
+            reason = f"had been loading for {longest:.0f} s"
         elif self.state is State.READY and now - self._last_beat > 3 * settings.heartbeat_seconds:
             reason = f"gave no sign of life for {now - self._last_beat:.0f} s"
         elif self.state is State.READY and self.busy and now - self._last_step > settings.stall_seconds:
             reason = f"made no step for {now - self._last_step:.0f} s"
         if reason:
             _log.error("worker %s %s; killing it", self.pid, reason)
+            self._killed = f"was killed, since it {reason}"
             self.kill()
 
     def kill(self) -> None:
@@ -216,7 +220,7 @@ class WorkerProcess:
         if generation != self._generation:
             return
         if self.info is None:
-            self.failure = f"the process {how}"
+            self.failure = f"the process {self._killed or how}"
             self.state, self._pipe = State.FAILED, None
             self._on_change(self)
             return

@@ -138,7 +138,7 @@ class _Runner:
         self._cascade, self._inbox, self._now = cascade, inbox, now
         self._fits: dict[object, tuple[int, float]] = {}  # how many of a key, and until when that holds
         self._shown = 0.0
-        self._preview_failed = False
+        self._previewing = self._preview_failed = False
 
     def run(self, items: Sequence[Item]) -> None:
         """Do the batch and answer for each of its items."""
@@ -215,19 +215,23 @@ class _Runner:
     def _previews(self, items: Sequence[Item], progress: Progress) -> dict[str, np.ndarray]:
         """Small pictures for those who look, a few times a second; none, and a line in the log, where they fail."""
         watched = [item.watched for item in items]
-        if progress.preview is None or not any(watched) or time.monotonic() - self._shown < PREVIEW_SECONDS:
+        if self._previewing or progress.preview is None or not any(watched):
             return {}
-        self._shown = time.monotonic()
+        if self._now() - self._shown < PREVIEW_SECONDS:
+            return {}
         shown = items if progress.of is None else [items[index] for index in progress.of]
+        self._previewing = True  # it may run a network, at whose blocks this is come to again, and the work can end
         try:
             pictures = list(zip(shown, progress.preview(), strict=True))
-        except Stop:  # a preview may run a network, at whose blocks the work can end
+        except Stop:
             raise
         except Exception as error:
             if not self._preview_failed:
                 _log.warning("this model's previews fail", exc_info=error)
             self._preview_failed = True
             return {}
+        finally:
+            self._previewing, self._shown = False, self._now()
         return {item.id: picture for item, picture in pictures if item.watched}
 
 

@@ -102,6 +102,16 @@ def test_the_estimate_of_edms_noise(kind):
     assert torch.allclose(state, torch.tensor(MEAN), atol=2e-3)
 
 
+def test_variances_that_a_network_learned_are_not_taken_for_its_estimate():
+    """DeepFloyd IF's has twice the channels of the picture."""
+    own = diffusers.DDPMScheduler(prediction_type="sample", variance_type="learned_range", clip_sample=False)
+    scheduler = with_scheduler(Stand(own)).scheduler
+    scheduler.set_timesteps(2)
+    output = torch.cat([torch.full((1, 3, 4, 4), MEAN), torch.zeros(1, 3, 4, 4)], dim=1)
+    scheduler.step(output, scheduler.timesteps[0], torch.zeros(1, 3, 4, 4))
+    assert torch.equal(scheduler.last_estimate, torch.full((1, 3, 4, 4), MEAN))
+
+
 def test_the_estimate_of_trigflow():
     """With x₀ = MEAN, x_t = σ (cos t · x₀ + sin t · z), and the network says its derivative."""
     own = Stand(diffusers.SCMScheduler())

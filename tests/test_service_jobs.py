@@ -185,6 +185,18 @@ def test_a_setting_that_an_older_version_did_not_have_is_its_default(jobs: Jobs,
     assert len(chunks(jobs, planned(jobs, other))) == 3
 
 
+def test_no_more_than_five_thousand_pictures_are_written_down_at_a_time(
+    jobs: Jobs, spec: JobSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused ones among them, of which the five thousandth may be one."""
+    sizes: list[int] = []
+    names = [*(f"a{n:04}.png" for n in range(4999)), "b\udce9.png", *(f"c{n:04}.png" for n in range(7000))]
+    monkeypatch.setattr("service.plan.chosen", lambda source, spec: [(name, 1) for name in names])
+    monkeypatch.setattr("service.plan._insert", lambda jobs, rows: sizes.append(len(rows)))
+    plan(jobs, jobs.create(spec))
+    assert sum(sizes) == 12_000 and max(sizes) == 5000
+
+
 def test_planning_again_changes_nothing(jobs: Jobs, spec: JobSpec) -> None:
     id = planned(jobs, spec)
     before = chunks(jobs, id)

@@ -1,11 +1,17 @@
 """A worker process that cannot be started again at once, for want of descriptors or of anything else."""
 
+import asyncio
 import os
 import resource
 import signal
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from service.process import State, WorkerProcess
 from service.settings import Settings
 from tests.service_fakes import FakeCascade, Running, serving, wait_until
 
@@ -25,6 +31,32 @@ class Factory:
                 file.write(".")
             raise OSError(24, "Too many open files")
         return self.__dict__
+
+
+def test_a_load_that_takes_too_long_is_named_and_one_that_may_download_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.process.LOAD_SECONDS", 0.2)
+
+    async def loading(allow_download: bool) -> WorkerProcess:
+        settings = Settings(allow_download=allow_download)
+        worker = WorkerProcess(partial(_sleep, 3.0), settings, lambda *_: None, lambda _: None)
+        worker.start()
+        for _ in range(60):
+            await asyncio.sleep(0.1)
+            worker.check()
+            if worker.state is not State.LOADING:
+                break
+        await worker.close()
+        return worker
+
+    assert asyncio.run(loading(False)).failure == "the process was killed, since it had been loading for 0 s"
+    assert asyncio.run(loading(True)).failure == "ValueError: no model"
+
+
+def _sleep(seconds: float, settings: Settings) -> FakeCascade:
+    time.sleep(seconds)
+    raise ValueError("no model")
 
 
 def kill_worker(server: Running) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from service.messages import Item, Stepped
 from service.requests import GenerateRequest, UpscaleRequest
 from service.upscale import OnStep, Progress, UpscaleOptions
-from service.worker import FITS_SECONDS, _Runner
+from service.worker import FITS_SECONDS, STILL_SECONDS, _Runner
 from sr3.images import Picture
 from tests.service_fakes import FakeCascade
 
@@ -78,3 +78,44 @@ def test_work_that_makes_no_new_step_is_heard_of_all_the_same(tmp_path: Path) ->
     assert max(later - earlier for earlier, later in zip(times, [*times[1:], 1100], strict=True)) <= 5
     assert len(heard) < 100
     assert sum(each.new for _, each in heard) == 1
+
+
+class Previewing(FakeCascade):
+    """Its only preview runs a network whose three blocks take as long as a silence may last, and are looked at as all
+    are: each tells again of the step that was told last."""
+
+    clock = 1000.0
+    begun = 0
+
+    def upscale(
+        self,
+        pictures: Sequence[Picture],
+        seeds: Sequence[int],
+        options: UpscaleOptions,
+        on_step: OnStep | None = None,
+    ) -> list[Picture]:
+        assert on_step is not None
+        tell = on_step
+
+        def preview() -> list[np.ndarray]:
+            self.begun += 1
+            for _ in range(3):
+                self.clock += STILL_SECONDS
+                if self.begun < 20:
+                    tell(progress)
+            return [picture.pixels for picture in pictures]
+
+        progress = Progress("x4", 1, 4, preview)
+        tell(progress)
+        return list(pictures)
+
+
+def test_a_preview_that_lasts_is_not_begun_within_itself(tmp_path: Path) -> None:
+    cascade, inbox = Previewing(tmp_path), Inbox()
+    runner = _Runner(cascade, inbox, lambda: cascade.clock)  # type: ignore[arg-type]
+    picture = Picture(np.zeros((8, 8, 3), np.uint8))
+    runner.run([Item("a", UpscaleRequest(picture, 1, UpscaleOptions()), watched=True)])
+    assert cascade.begun == 1
+    steps = [each for each in inbox.said if isinstance(each, Stepped)]
+    assert len(steps) == 4  # the blocks' too, or the request would be taken for stalled
+    assert [list(each.previews) for each in steps] == [[], [], [], ["a"]]
