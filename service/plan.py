@@ -124,6 +124,9 @@ def plan(jobs: Jobs, id: str, place: Callable[[str], Place] = open_place) -> Non
     batch: list[dict[str, Any]] = []
     firsts: dict[str, str] = {}
     for key, size in sorted(chosen(source, spec)):
+        if len(batch) == 5000:
+            _insert(jobs, batch)
+            batch = []
         output = output_key(key, spec.options.format)
         reason = _unusable(key)
         if reason is None and (first := firsts.setdefault(output, key)) != key:
@@ -143,9 +146,6 @@ def plan(jobs: Jobs, id: str, place: Callable[[str], Place] = open_place) -> Non
         record = None if state is PictureState.PENDING else json.dumps(kept_record(spec, key, size, there[output]))
         kept = there[output] if state is PictureState.KEPT else None
         batch.append(_row(id, key, size, state, verify, kept, record))
-        if len(batch) >= 5000:
-            _insert(jobs, batch)
-            batch = []
     _insert(jobs, batch)
     jobs.enqueue_chunks(id)
 
