@@ -85,7 +85,7 @@ def _folder_of(source: str, allow_download: bool) -> Path:
 def load(
     model: str | Path | None = None,
     device: str = "auto",
-    dtype: str = "auto",
+    dtype: str | torch.dtype = "auto",
     allow_download: bool = False,
     offload: str = "none",
     attention_slicing: bool = False,
@@ -95,16 +95,17 @@ def load(
     """A text-to-image pipeline on its device: a local directory or a hub id that is in the local cache (or, with
     `allow_download`, on the hub). Only safetensors are read.
 
-    `device`: auto takes CUDA, then MPS, then the CPU. `dtype`: float32, bfloat16, float16, or auto: on CUDA bfloat16
-    (on cards before Ampere float16, before Volta float32), float32 elsewhere. `offload`: with "model" each part, with
-    "sequential" each layer waits in main memory until it is called, for models larger than the accelerator's.
-    `attention_slicing` and `vae_tiling` save memory in the attention and in the decoder. `free` tells a device's free
-    bytes. Raises ModelError, with one line that says what is missing or wrong, before anything is read where the
-    weights will not fit.
+    `device`: auto takes CUDA, then MPS, then the CPU. `dtype`: float32, bfloat16, float16, as names or torch's, or
+    auto: on CUDA bfloat16 (on cards before Ampere float16, before Volta float32), float32 elsewhere. `offload`: with
+    "model" each part, with "sequential" each layer waits in main memory until it is called, for models larger than the
+    accelerator's. `attention_slicing` and `vae_tiling` save memory in the attention and in the decoder. `free` tells a
+    device's free bytes. Raises ModelError, with one line that says what is missing or wrong, before anything is read
+    where the weights will not fit.
     """
     source = str(model) if model else str(Path(__file__).parent / "weights")
     place = resolve_device(device)
-    chosen = (fast_dtype(place) if place.type == "cuda" else "float32") if dtype == "auto" else dtype
+    fast = fast_dtype(place) if place.type == "cuda" else "float32"
+    chosen = fast if dtype == "auto" else str(dtype).removeprefix("torch.")
     for name, value, known in (("dtype", chosen, DTYPES), ("offload", offload, OFFLOADS)):
         if value not in known:
             raise ModelError(f"{name} is {value!r}; it must be one of {'auto, ' * (name == 'dtype')}{', '.join(known)}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from dataclasses import replace
-from xml.sax.saxutils import escape
 
 from PIL import Image
 
@@ -13,6 +12,8 @@ from sr3.images import (
     FORMATS,
     LONGEST_SIDE,
     MAX_PIXELS,
+    NAMESPACE,
+    SMALLEST_SIDE,
     WRITTEN,
     ImageError,
     Picture,
@@ -24,8 +25,6 @@ from sr3.images import (
 from sr3.images import check_format as _check_format
 
 MEDIA_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "TIFF": "image/tiff"}
-SMALLEST_SIDE = 8
-NAMESPACE = "https://ns.sr3-cascade.invalid/1.0/"
 _SOFTWARE, _EXIF_IFD, _USER_COMMENT = 0x0131, 0x8769, 0x9286  # EXIF tags
 _LONGEST_EXIF = {"JPEG": 65_533}  # bytes, with the six of its name
 
@@ -96,15 +95,12 @@ def encode_picture(
     much EXIF. Raises InvalidPicture where the format cannot hold the picture.
     """
     text = dict(metadata or {})
-    try:
-        if format == "PNG":
-            return encode(picture, format, quality, text)
-        if not text:
-            return encode(picture, format, quality)
+    if text and format != "PNG":
         exif = _with_comment(picture.exif, text)
         if len(exif) <= _LONGEST_EXIF.get(format, len(exif)):
             picture = replace(picture, exif=exif)
-        return encode(picture, format, quality, text, _xmp(text))
+    try:
+        return encode(picture, format, quality, text)
     except ImageError as error:
         raise InvalidPicture(str(error)) from error
 
@@ -143,17 +139,6 @@ def _with_comment(exif: bytes | None, text: Mapping[str, str]) -> bytes:
         inner = made.get_ifd(_EXIF_IFD)
         inner.setdefault(_USER_COMMENT, b"UNICODE\0" + text["parameters"].encode("utf-16-be", "replace"))
     return made.tobytes()
-
-
-def _xmp(text: Mapping[str, str]) -> bytes:
-    """An XMP packet (ISO 16684-1) with the entries as properties; keys are names of XML."""
-    entries = "".join(f"<sr3:{key}>{escape(value)}</sr3:{key}>" for key, value in text.items())
-    return (
-        '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">'
-        '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
-        f'<rdf:Description rdf:about="" xmlns:sr3="{NAMESPACE}">{entries}</rdf:Description>'
-        '</rdf:RDF></x:xmpmeta><?xpacket end="r"?>'
-    ).encode()
 
 
 def _from_xmp(packet: object) -> dict[str, str]:

@@ -5,6 +5,7 @@ import re
 import secrets
 import sys
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,7 +14,17 @@ import numpy as np
 import tyro
 
 from degradation.arguments import parse_arguments
-from sr3.images import VIEWS, ImageError, Picture, check_format, format_of, read, write
+from sr3.images import (
+    SMALLEST_SIDE,
+    VIEWS,
+    ImageError,
+    Picture,
+    check_format,
+    check_writable,
+    format_of,
+    read,
+    write,
+)
 
 UNITS = {"": 1, "B": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
@@ -48,7 +59,7 @@ class Options:
     """How many pictures to draw for --uncertainty; the first is the one written."""
     uncertainty: Path | None = None
     """Write here, as a grey picture, how much each pixel differs between the samples: white is a standard deviation
-    of 32 levels of 255 or more."""
+    of 8 levels of 255 or more."""
     tile: int | None = None
     """Pixels on a side, 192 or more, of the tiles that a picture is worked on in, in place of those that fit."""
     max_memory: str | None = None
@@ -100,6 +111,7 @@ def check(options: Options) -> Path:
         format_of(file)
         if not file.parent.is_dir():
             raise ImageError(f"{file.parent} is not a folder")
+        check_writable(file)
         if file.is_dir():
             raise ImageError(f"{file} is a folder")
     if len({file.resolve() for file in (options.image, *files)}) <= len(files):
@@ -117,6 +129,8 @@ def run(options: Options) -> None:
             Picture(np.zeros_like(picture.pixels[..., :1], np.uint8)), format_of(options.uncertainty), options.factor
         )
     height, width, channels = picture.pixels.shape
+    if min(height, width) < SMALLEST_SIDE:
+        raise ImageError(f"{options.image} is {width}x{height}; both sides must be at least {SMALLEST_SIDE} pixels")
     from diffusers.utils.logging import disable_progress_bar
     from tqdm import tqdm
 
@@ -149,8 +163,7 @@ def run(options: Options) -> None:
             return enlarge(pipeline, picture, *settings)
 
         large = draw(seed)
-        how = f"steps {steps}, seed {seed}, factor {options.factor}"
-        write(large, out, options.quality, {"sr3": how + (f", views {options.views}" if options.views > 1 else "")})
+        write(large, out, options.quality, {"sr3": _how(options, steps, seed)})
         if options.uncertainty:
             others = (draw((seed + i) % 2**63).pixels for i in range(1, options.samples))
             grey = spread(itertools.chain([large.pixels], others))
@@ -161,9 +174,24 @@ def run(options: Options) -> None:
     print(f"{done}, {kept}, {time.perf_counter() - started:.1f} s")
 
 
+def _how(options: Options, steps: int, seed: int) -> str:
+    """What makes the same picture again, of the same file."""
+    default = Options(options.image)
+    said = {"steps": steps, "seed": seed, "factor": options.factor}
+    for name in ("scheduler", "aug_level", "consistency", "model", "views"):
+        if (value := getattr(options, name)) != getattr(default, name):
+            said[name] = value
+    return ", ".join(f"{name} {value}" for name, value in said.items())
+
+
 def main() -> int:
     try:
-        run(parse_arguments(Options, "sr3", __doc__))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\.")  # what is wrong with a picture is told in one line
+            run(parse_arguments(Options, "sr3", __doc__))
+    except KeyboardInterrupt:
+        print("sr3: interrupted", file=sys.stderr)
+        return 130
     except ValueError as error:
         print(f"sr3: {error}", file=sys.stderr)
         return 2

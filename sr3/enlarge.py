@@ -19,7 +19,7 @@ SECOND_PASS_AUG_LEVEL = 0.05
 # Enlarged megapixels up to which --steps auto takes so many steps: about a minute on two cores, seconds on a GPU.
 AUTO_STEPS = {"cpu": ((4, 4), (10, 2), (20, 1)), "gpu": ((64, 4), (256, 2), (1024, 1))}
 SPREAD = 8  # bytes: a mean and a sum of squares
-WHITE = 32  # levels of 255: the standard deviation that is white in a map of uncertainty
+WHITE = 8  # levels of 255: the standard deviation that is white in a map of uncertainty
 OnTile = Callable[[], None]
 
 

@@ -14,12 +14,12 @@ import torch
 
 from degradation import PRESETS, crop_to_multiple, degrade
 from sr3 import reference, sets
-from sr3.images import LOSSY, SUFFIXES, VIEWS, ImageError, format_of, read, read_folder
+from sr3.images import LOSSY, SMALLEST_SIDE, SUFFIXES, VIEWS, ImageError, format_of, read, read_folder
 from sr3.metrics import consistency, ms_ssim, psnr, ssim, ssimulacra2
 from sr3.model import SCALE
 from sr3.peers import Upscaler, peer
 from sr3.perceptual import distances
-from sr3.pipeline import CONSISTENCY, SMALLEST_SIDE, SR3Pipeline, load
+from sr3.pipeline import CONSISTENCY, SR3Pipeline, load
 from sr3.report import MOST_ROWS, peak_memory, table, write_sheet
 from sr3.schedulers import with_scheduler
 

@@ -6,10 +6,12 @@ import contextlib
 import io
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import uuid4
+from xml.sax.saxutils import escape
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -24,10 +26,14 @@ WRITTEN = ("PNG", "JPEG", "WEBP", "TIFF")
 LONGEST_SIDE = {"JPEG": 65_535, "WEBP": 16_383}
 SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF"}
 MAX_PIXELS = 100_000_000
+SMALLEST_SIDE = 8
 VIEWS = 8  # of a picture: four turns of it and of its mirror image
 SLACK = 0.5  # beyond [-1, 1] of tensors: more than a resize or a decoder overshoots by
 ORIENTATION, EXIF_IFD, GPS_IFD, ICC_TAG, XMP_TAG = 0x0112, 0x8769, 0x8825, 0x8773, 700  # EXIF and TIFF tags
 STRIP_OFFSETS, PHOTOMETRIC, PLANES, EXTRA_SAMPLES = 0x0111, 262, 284, 338
+X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT = 282, 283, 296
+INCH = 0.0254  # metres
+NAMESPACE = "https://ns.sr3-cascade.invalid/1.0/"
 TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 BASELINE = range(0x0300)  # tags of TIFF itself: but for the descriptive ones they are about how a file holds its pixels
 SIDES = {0xA002, 0xA003}  # in the directory of EXIF, of the picture that was read
@@ -69,6 +75,8 @@ class Picture:
     """uint8 or uint16, (H, W, C): C = 1 grey, 2 grey with alpha, 3 RGB, 4 RGB with alpha. Not premultiplied."""
     icc: bytes | None = None
     exif: bytes | None = None
+    dpi: tuple[float, float] | None = None
+    """Pixels per inch of its width and height, which stay as they are: four times as large it prints so."""
     format: str | None = None
     """Of the file that it was read from, one of FORMATS."""
 
@@ -186,7 +194,19 @@ def _from_pil(file: Image.Image, data: bytes, name: str) -> Picture:
         if file.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
             icc = None  # it is not of the RGB that the pixels become
         pixels = _pixels(file, data, name)
-    return Picture(upright(pixels, orientation), icc, _portable(exif, file.format))
+    dpi = _resolution(file)
+    if dpi and orientation in (5, 6, 7, 8):
+        dpi = dpi[::-1]
+    return Picture(upright(pixels, orientation), icc, _portable(exif, file.format), dpi)
+
+
+def _resolution(file: Image.Image) -> tuple[float, float] | None:
+    """Pixels per inch where a file says so."""
+    try:
+        wide, tall = (float(each) for each in file.info["dpi"])
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return None
+    return (wide, tall) if 1 < wide < 65536 and 1 < tall < 65536 else None  # a TIFF that says nothing has 1
 
 
 def _pixels(file: Image.Image, data: bytes, name: str) -> np.ndarray:
@@ -224,7 +244,9 @@ def _deep_pixels(file: Image.Image, data: bytes, name: str) -> np.ndarray:
             f"{name} has 16 bits a channel in separate planes (planar configuration 2); one plane of all channels is "
             "accepted"
         )
+    before = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # it warns of every alpha in a TIFF
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    cv2.utils.logging.setLogLevel(before)
     if pixels is None or pixels.dtype != np.uint16:
         raise ImageError(f"{name} has pixels of mode {file.mode}; 8 or 16 bits a channel are accepted")
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]
@@ -291,15 +313,10 @@ def sixteen_bit(file: Image.Image, data: bytes) -> bool:
     return False
 
 
-def encode(
-    picture: Picture,
-    format: str = "PNG",
-    quality: int = 95,
-    text: dict[str, str] | None = None,
-    xmp: bytes | None = None,
-) -> bytes:
-    """The picture as a file of `format` (PNG, JPEG, WEBP or TIFF), with its profile and EXIF. `text` goes into a
-    PNG's text chunks, `xmp` into the other formats. Grey with alpha of sixteen bits is RGB with alpha in a TIFF.
+def encode(picture: Picture, format: str = "PNG", quality: int = 95, text: dict[str, str] | None = None) -> bytes:
+    """The picture as a file of `format` (PNG, JPEG, WEBP or TIFF), with its profile, EXIF and resolution. `text`, whose
+    keys are names of XML, goes into a PNG's text chunks, into the other formats as XMP, each entry a property of
+    NAMESPACE. Grey with alpha of sixteen bits is RGB with alpha in a TIFF.
 
     Raises ImageError where the format cannot hold what the picture has (alpha in JPEG, sixteen bits but in PNG
     and TIFF, sides that are too long).
@@ -312,6 +329,7 @@ def encode(
         raise ImageError(f"{format} holds no sixteen bits a channel; write PNG or TIFF")
     if max(pixels.shape[:2]) > LONGEST_SIDE.get(format, 2**31):
         raise ImageError(f"{format} holds sides of at most {LONGEST_SIDE[format]} pixels; write PNG or TIFF")
+    xmp = _xmp(text) if text and format != "PNG" else None
     if deep:
         return _encode_deep(picture, format, text or {}, xmp)
     mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[channels]
@@ -319,6 +337,8 @@ def encode(
     options: dict[str, object] = {"icc_profile": picture.icc} if picture.icc else {}
     if picture.exif:
         options["exif"] = picture.exif
+    if picture.dpi and format != "WEBP":
+        options["dpi"] = picture.dpi
     if format == "PNG":
         options |= {"pnginfo": _png_text(text or {}), "compress_level": 4}
     elif format in ("JPEG", "WEBP"):
@@ -353,6 +373,17 @@ def _png_text(text: dict[str, str]) -> PngInfo:
     return info
 
 
+def _xmp(text: Mapping[str, str]) -> bytes:
+    """An XMP packet (ISO 16684-1) with the entries as properties; keys are names of XML."""
+    entries = "".join(f"<sr3:{key}>{escape(value)}</sr3:{key}>" for key, value in text.items())
+    return (
+        '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">'
+        '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+        f'<rdf:Description rdf:about="" xmlns:sr3="{NAMESPACE}">{entries}</rdf:Description>'
+        '</rdf:RDF></x:xmpmeta><?xpacket end="r"?>'
+    ).encode()
+
+
 def _encode_deep(picture: Picture, format: str, text: dict[str, str], xmp: bytes | None) -> bytes:
     """Sixteen bits, which Pillow does not write, through OpenCV, which writes no profile, EXIF or text."""
     import cv2
@@ -368,8 +399,11 @@ def _encode_deep(picture: Picture, format: str, text: dict[str, str], xmp: bytes
 
 
 def _png_with(png: bytes, picture: Picture, text: dict[str, str]) -> bytes:
-    """The PNG with iCCP, eXIf and text chunks (PNG specification, sections 11.3.2 and 11.3.3) after its header."""
+    """The PNG with iCCP, eXIf, pHYs and text chunks (PNG specification, sections 11.3.2 to 11.3.4) after its header."""
     chunks = [(bytes(kind), bytes(data)) for kind, data, *_ in _png_text(text).chunks]
+    if picture.dpi:
+        wide, tall = (round(each / INCH) for each in picture.dpi)
+        chunks.insert(0, (b"pHYs", struct.pack(">IIB", wide, tall, 1)))  # per metre
     if picture.exif:
         chunks.insert(0, (b"eXIf", picture.exif.removeprefix(b"Exif\0\0")))
     if picture.icc:
@@ -397,10 +431,10 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def _tiff_with(tiff: bytes, picture: Picture, xmp: bytes | None) -> bytes:
-    """The TIFF with profile, EXIF and XMP, and its fourth channel as alpha: behind a directory that says so."""
+    """The TIFF with profile, EXIF, resolution and XMP, and its fourth channel as alpha, behind a directory of them."""
     blocks = {tag: data for tag, data in ((ICC_TAG, picture.icc), (XMP_TAG, xmp)) if data}
     transparent = picture.pixels.shape[2] in (2, 4)
-    if not blocks and not picture.exif and not transparent:
+    if not blocks and not picture.exif and not picture.dpi and not transparent:
         return tiff
     with Image.open(io.BytesIO(tiff), formats=("TIFF",)) as file:
         directory = file.tag_v2  # type: ignore[attr-defined]
@@ -416,6 +450,9 @@ def _tiff_with(tiff: bytes, picture: Picture, xmp: bytes | None) -> bytes:
             for tag, value in exif.items():
                 if tag not in directory:
                     directory[tag] = exif.get_ifd(tag) if tag in (EXIF_IFD, GPS_IFD) else value
+        if picture.dpi:
+            directory[X_RESOLUTION], directory[Y_RESOLUTION] = picture.dpi
+            directory[RESOLUTION_UNIT] = 2  # inches
         directory.tagtype[STRIP_OFFSETS] = 4  # 32 bits: Pillow moves them beyond the directory that it writes
         added = directory.tobytes(8)
     return tiff[:4] + struct.pack(directory._endian + "L", 8) + added + tiff
@@ -444,18 +481,34 @@ def read_folder(folder: Path) -> list[Path]:
 
 
 def write(picture: Picture, path: Path, quality: int = 95, text: dict[str, str] | None = None) -> None:
-    """Write a picture in the format of the file's suffix: to a temporary name first, then renamed.
+    """Write a picture in the format of the file's suffix: to a temporary name first, then renamed. What a link points
+    to is written.
 
     Raises ImageError where it cannot be written.
     """
     data = encode(picture, format_of(path), quality, text)
-    temporary = path.with_name(f".{path.name}.part")
-    try:
+    with _arriving(path) as temporary:
         temporary.write_bytes(data)
-        temporary.replace(path)
+        temporary.replace(path.resolve())
+
+
+def check_writable(path: Path) -> None:
+    """Raises ImageError where `write` could not make this file, before the work for it is done."""
+    with _arriving(path) as temporary:
+        path.is_file()  # raises OSError for a name that is too long
+        temporary.touch()
+
+
+@contextlib.contextmanager
+def _arriving(path: Path) -> Iterator[Path]:
+    """A short name beside a file, of which nothing is left; what cannot be written there is an ImageError."""
+    temporary = path.resolve().with_name(f".{uuid4().hex}.part")
+    try:
+        try:
+            yield temporary
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise ImageError(f"{path} cannot be written: {error.strerror}") from None
 
 

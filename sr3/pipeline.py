@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from sr3 import memory
-from sr3.images import VIEWS, to_tensor, to_uint8
+from sr3.images import SMALLEST_SIDE, VIEWS, to_tensor, to_uint8
 from sr3.memory import Plan, fast_dtype
 from sr3.model import SCALE, LowResEncoder, SR3UNet, estimate, reduce, upsample
 from sr3.process import Noise, augment, project, scheduler_gamma
@@ -25,7 +25,6 @@ Picture = Image.Image | np.ndarray | Tensor
 Callback = Callable[["SR3Pipeline", int, int, dict[str, Tensor]], dict[str, Tensor]]
 Generators = torch.Generator | Sequence[torch.Generator] | None
 OUTPUT_TYPES = ("uint8", "pil", "pt")
-SMALLEST_SIDE = 8
 CONSISTENCY = 2
 
 
@@ -298,21 +297,21 @@ def resolve_device(device: str) -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def load(model: str | Path | None = None, device: str = "auto", dtype: str = "auto") -> SR3Pipeline:
+def load(model: str | Path | None = None, device: str = "auto", dtype: str | torch.dtype = "auto") -> SR3Pipeline:
     """An SR3 pipeline from a local directory (the bundled weights by default), ready on its device.
 
-    `dtype`: float32, bfloat16, float16, or auto: bfloat16 where the hardware multiplies it (CUDA from Ampere on,
-    and CPUs with AVX512-BF16 or AMX: half the seconds, within a level of 255 or two of float32), float16 on older CUDA
-    cards that multiply it, float32 elsewhere.
+    `dtype`: float32, bfloat16, float16, as names or torch's, or auto: bfloat16 where the hardware multiplies it (CUDA
+    from Ampere on, and CPUs with AVX512-BF16 or AMX: half the seconds, within a level of 255 or two of float32),
+    float16 on older CUDA cards that multiply it, float32 elsewhere.
     Raises ModelError, with one line that says what is missing or wrong.
     """
     folder = Path(model) if model else Path(__file__).parent / "weights"
     if not (folder / "model_index.json").is_file():
         raise ModelError(f"{folder} is not an SR3 pipeline: it has no model_index.json")
     place = resolve_device(device)
-    chosen = fast_dtype(place) if dtype == "auto" else dtype
+    chosen = fast_dtype(place) if dtype == "auto" else str(dtype).removeprefix("torch.")
     if chosen not in ("float32", "bfloat16", "float16"):
-        raise ModelError(f"dtype is {dtype!r}; it must be auto, float32, bfloat16 or float16")
+        raise ModelError(f"dtype is {dtype}; it must be auto, float32, bfloat16 or float16")
     try:
         pipeline = SR3Pipeline.from_pretrained(
             folder, dtype=getattr(torch, chosen), use_safetensors=True, local_files_only=True

@@ -13,6 +13,7 @@ from sr3.images import (
     ImageError,
     Picture,
     TooLarge,
+    check_writable,
     encode,
     format_of,
     read,
@@ -273,6 +274,35 @@ def test_what_a_tiff_describes_stays_and_its_layout_does_not(dtype):
     assert set(again) <= {0x010E, 0x0128, 0x011A, 0x011B}
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "TIFF"])
+def test_resolution_stays(format, dtype):
+    if (format, dtype) == ("JPEG", np.uint16):
+        return
+    data = encode(Picture(noise(9, 11, 3, dtype), dpi=(300.0, 150.0)), format)
+    assert read(data).dpi == pytest.approx((300, 150), abs=0.02)
+    with Image.open(io.BytesIO(data)) as file:
+        assert file.info["dpi"] == pytest.approx((300, 150), abs=0.02)
+    assert read(encode(Picture(noise(9, 11, 3, dtype)), format)).dpi is None
+
+
+def test_resolution_turns_with_the_picture_and_may_be_nonsense():
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    assert read(saved(Image.new("RGB", (16, 12)), "JPEG", exif=turned, dpi=(300, 150))).dpi == (150, 300)
+    assert read(saved(Image.new("RGB", (16, 12)), "JPEG", dpi=(0, 0))).dpi is None
+
+
+@pytest.mark.parametrize("name", ["a.png", f"{'n' * 251}.png"])
+def test_what_a_link_points_to_is_written_and_a_name_may_be_as_long_as_names_may_be(name, tmp_path):
+    (tmp_path / "link.png").symlink_to(tmp_path / name)
+    check_writable(tmp_path / "link.png")
+    assert [*tmp_path.iterdir()] == [tmp_path / "link.png"]
+    write(Picture(noise(9, 11, 3)), tmp_path / "link.png")
+    assert (tmp_path / "link.png").is_symlink() and read(tmp_path / name).pixels.shape == (9, 11, 3)
+    assert {each.name for each in tmp_path.iterdir()} == {"link.png", name}
+
+
 def test_too_many_pixels_are_told_from_other_defects():
     with pytest.raises(TooLarge, match=r"at most 6\.3e-05 megapixels"):
         read(saved(Image.new("RGB", (8, 8))), max_pixels=63)
@@ -349,7 +379,7 @@ def test_exif_of_the_layout_and_size_that_a_file_had_does_not_go_into_others(for
     exif.get_ifd(0x8769).update({0x829A: 0.125, 0xA002: 16, 0xA003: 12})
     picture = read(saved(Image.fromarray(noise(12, 16, 3)), "JPEG", exif=exif.tobytes()))
     pixels = noise(48, 64, 3, dtype)
-    data = encode(with_pixels(picture, pixels), format, 95, {}, b"an XMP packet")
+    data = encode(with_pixels(picture, pixels), format, 95, {"how": "with care"})
     with Image.open(io.BytesIO(data)) as file:
         assert (file.size, file.mode) == ((64, 48), "RGB")
         kept = file.getexif()

@@ -42,17 +42,49 @@ def test_sizes_are_read():
 def test_a_photograph_is_enlarged(model, tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (13, 21, 3), np.uint8)).save(tmp_path / "a.jpg")
     arguments = (tmp_path / "a.jpg", "--model", model, "--steps", 2, "--seed", 7, "--device", "cpu")
-    done = run(*arguments, "-o", tmp_path / "big.png", "--scheduler", "euler")
+    done = run(*arguments, "-o", tmp_path / "big.png", "--scheduler", "euler", "--aug-level", 0.1)
     assert done.returncode == 0, done.stderr
     assert "21x13 to 84x52, steps 2, seed 7" in done.stdout
     with Image.open(tmp_path / "big.png") as image:
         assert image.size == (84, 52)
-        assert "seed 7" in image.text["sr3"]
+        how = f"steps 2, seed 7, factor 4, scheduler euler, aug_level 0.1, model {model}"
+        assert image.text["sr3"] == how
     assert run(*arguments).returncode == 0
     picture, made = read(tmp_path / "a.jpg"), read(tmp_path / "a_x4.png").pixels
     pipeline = load(model, "cpu")
     assert np.array_equal(made, enlarge(pipeline, picture, 4, 2, 7, consistency=0).pixels)  # a JPEG's blocks go
     assert not np.array_equal(made, enlarge(pipeline, picture, 4, 2, 7, consistency=2).pixels)
+
+
+def main_with(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["sr3", *map(str, arguments)])
+    return main()
+
+
+def test_a_file_is_told_to_be_unwritable_before_the_work(tmp_path, monkeypatch, capsys):
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Path, "touch", refuse)
+    assert main_with(monkeypatch, tmp_path / "a.png", "--model", tmp_path / "none") == 2
+    assert capsys.readouterr().err == f"sr3: {tmp_path / 'a_x4.png'} cannot be written: Permission denied\n"
+
+
+def test_an_interruption_is_one_line_and_code_130(tmp_path, monkeypatch, capsys):
+    def interrupt(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sr3.__main__.read", interrupt)
+    assert main_with(monkeypatch, tmp_path / "a.png") == 130
+    assert capsys.readouterr().err == "sr3: interrupted\n" and not [*tmp_path.iterdir()]
+
+
+def test_what_pillow_warns_of_is_not_told_beside(model, tmp_path, monkeypatch):
+    """It warns of pictures of more than 89 megapixels, for one."""
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)
+    assert main_with(monkeypatch, tmp_path / "a.png", "--model", model, "--steps", 0) == 0
 
 
 def test_the_estimate_may_be_the_mean_over_views(model, tmp_path, monkeypatch):
@@ -67,7 +99,7 @@ def test_the_estimate_may_be_the_mean_over_views(model, tmp_path, monkeypatch):
         assert np.array_equal(made[-1], enlarge(pipeline, picture, 4, 1, 7, views=views).pixels)
     assert not np.array_equal(*made)
     with Image.open(tmp_path / "a_x4.png") as image:
-        assert image.text["sr3"] == "steps 1, seed 7, factor 4, views 8"
+        assert image.text["sr3"] == f"steps 1, seed 7, factor 4, model {model}, views 8"
 
 
 def test_uncertainty_steps_and_memory_are_chosen_and_reported(model, tmp_path, monkeypatch, capsys):
@@ -88,11 +120,18 @@ def test_uncertainty_steps_and_memory_are_chosen_and_reported(model, tmp_path, m
 
 def test_a_map_that_cannot_be_written_does_not_take_the_picture_with_it(model, tmp_path, monkeypatch, capsys):
     Image.new("RGB", (12, 8), "teal").save(tmp_path / "a.png")
-    maps = ("--samples", 2, "--uncertainty", tmp_path / f"{'n' * 250}.png")
-    arguments = (tmp_path / "a.png", "--model", model, "--seed", 7, "--steps", 1, *maps)
-    monkeypatch.setattr(sys, "argv", ["sr3", *map(str, arguments)])
-    assert main() == 2
-    assert "cannot be written: File name too long" in capsys.readouterr().err
+    replace = Path.replace
+
+    def until_the_disk_is_full(path: Path, target: Path) -> Path:
+        if target.name == "map.png":
+            raise OSError(28, "No space left on device")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", until_the_disk_is_full)
+    maps = ("--samples", 2, "--uncertainty", tmp_path / "map.png")
+    assert main_with(monkeypatch, tmp_path / "a.png", "--model", model, "--steps", 1, *maps) == 2
+    assert "map.png cannot be written: No space left" in capsys.readouterr().err
+    assert {each.name for each in tmp_path.iterdir()} == {"a.png", "a_x4.png"}
     assert read(tmp_path / "a_x4.png").pixels.shape == (32, 48, 3)
 
 
@@ -150,6 +189,7 @@ def test_mistakes_are_one_line_and_exit_code_2(model, tmp_path, monkeypatch, cap
     Image.new("RGB", (16, 16)).save(tmp_path / "ok.png")
     Image.new("RGBA", (16, 16)).save(tmp_path / "clear.png")
     Image.new("L", (4200, 8)).save(tmp_path / "long.png")
+    Image.new("L", (40, 7)).save(tmp_path / "thin.png")
     exif = Image.Exif()
     exif[0x010E] = "x" * 70_000
     Image.new("L", (8, 8)).save(tmp_path / "told.png", exif=exif)
@@ -177,7 +217,8 @@ def test_mistakes_are_one_line_and_exit_code_2(model, tmp_path, monkeypatch, cap
         ((ok, *uncertain, ok), "must be different files"),
         ((ok, "-o", tmp_path / "link.png"), "must be different files"),
         ((ok, "-o", tmp_path / "folder.png"), "is a folder"),
-        ((ok, "-o", tmp_path / f"{'n' * 250}.png", "--steps", 0), "cannot be written: File name too long"),
+        ((ok, "-o", tmp_path / f"{'n' * 252}.png", "--steps", 0), "cannot be written: File name too long"),
+        ((tmp_path / "thin.png",), "thin.png is 40x7; both sides must be at least 8 pixels"),
         ((ok, "--tile", 64), "--tile is 64; it must be at least 192"),
         ((ok, "--device", "tpu"), "device is 'tpu', which cannot be used"),
         ((ok, "--device", "mps"), "device is 'mps', which cannot be used"),
