@@ -1,6 +1,7 @@
 """Measure a model and its peers on held-out pictures: `python -m sr3.evaluate --data FOLDER --peers bicubic`."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -11,14 +12,15 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
+from diffusers.utils.logging import disable_progress_bar
 
 from degradation import PRESETS, crop_to_multiple, degrade
 from sr3 import reference, sets
 from sr3.images import LOSSY, SMALLEST_SIDE, SUFFIXES, VIEWS, ImageError, format_of, read, read_folder
 from sr3.metrics import consistency, ms_ssim, psnr, ssim, ssimulacra2
 from sr3.model import SCALE
-from sr3.peers import Upscaler, peer
-from sr3.perceptual import distances
+from sr3.peers import Upscaler, check_peer, peer
+from sr3.perceptual import FILES, distances
 from sr3.pipeline import CONSISTENCY, SR3Pipeline, load
 from sr3.report import MOST_ROWS, peak_memory, table, write_sheet
 from sr3.schedulers import with_scheduler
@@ -78,7 +80,7 @@ class Pair(NamedTuple):
 
 
 def check(config: EvaluateConfig) -> None:
-    """Raises ValueError for what would fail only after the work, or leave out without a word."""
+    """Raises ValueError for what would fail only after the work, or leave out without a word; says what is left out."""
     if not config.steps or min(config.steps) < 0:
         raise ValueError("--steps must be numbers from 0 up")
     if config.limit is not None and config.limit < 1:
@@ -89,13 +91,39 @@ def check(config: EvaluateConfig) -> None:
         raise ValueError(f"--max-side is {config.max_side}; it must be at least {SCALE * SMALLEST_SIDE}")
     if config.low_res and config.degradation != "bicubic":
         raise ValueError(f"--degradation {config.degradation} is not for pairs: leave it out with --low-res")
-    if config.networks and not config.networks.is_dir():
-        raise ValueError(f"{config.networks} is not a folder")
-    for file in (config.sheet, config.out, config.markdown):
-        if file and (file.is_dir() or not file.parent.is_dir()):
-            raise ValueError(f"{file} could not be written: it must be a file in a folder that exists")
+    for name in config.peers:
+        check_peer(name)
     if config.sheet:
         format_of(config.sheet)
+    for file in filter(None, (config.sheet, config.out, config.markdown)):
+        check_writable(file)
+    if config.networks:
+        check_networks(config.networks)
+
+
+def check_writable(file: Path) -> None:
+    """Raises ValueError where the file could not be written; one that is there stays as it is."""
+    there = os.path.lexists(file)
+    try:
+        file.open("ab").close()
+        if not there:
+            file.unlink()
+    except OSError as error:
+        raise ValueError(f"{file} could not be written: {error.strerror}") from None
+
+
+def check_networks(folder: Path) -> None:
+    """Raises ValueError where no measure's networks are in the folder; says on stderr which are left out."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder")
+    needed = {**FILES, "FID, KID, precision and recall": (sets.INCEPTION,)}
+    missing = {m: [f for f in files if not (folder / f).is_file()] for m, files in needed.items()}
+    if all(missing.values()):
+        names = "; ".join(f"{', '.join(files)} for {measure}" for measure, files in needed.items())
+        raise ValueError(f"{folder} holds no measure's networks: they are {names}")
+    if any(missing.values()):
+        lines = [f"{measure} for want of {', '.join(files)}" for measure, files in missing.items() if files]
+        print(f"left out: {'; '.join(lines)}", file=sys.stderr)
 
 
 def rgb(path: Path) -> np.ndarray:
@@ -289,6 +317,7 @@ def main() -> int:
 
     try:
         config = parse_arguments(EvaluateConfig, "sr3.evaluate", __doc__)
+        disable_progress_bar()
         results, values = evaluate(config)
         print(table(results))
         if config.markdown:

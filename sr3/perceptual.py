@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 ALEXNET_FILE, LPIPS_LAYERS = "alexnet-owt-7be5be79.pth", "alex.pth"
 VGG16_FILE, DISTS_LAYERS = "vgg16-397923af.pth", "weights.pt"
+FILES = {"LPIPS": (ALEXNET_FILE, LPIPS_LAYERS), "DISTS": (VGG16_FILE, DISTS_LAYERS)}  # that each needs
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as torchvision's networks take them
 ALEXNET_LAYERS = (  # place among torchvision's features, channels, kernel, stride, padding
     (0, 3, 64, 11, 4, 2),
@@ -152,9 +153,5 @@ def dists(folder: Path) -> Distance:
 
 def distances(folder: Path) -> dict[str, Distance]:
     """LPIPS and DISTS, whichever's files are in the folder. Raises ValueError for files that cannot be used."""
-    makers = {"LPIPS": (lpips, ALEXNET_FILE, LPIPS_LAYERS), "DISTS": (dists, VGG16_FILE, DISTS_LAYERS)}
-    return {
-        name: make(folder)
-        for name, (make, *files) in makers.items()
-        if all((folder / file).is_file() for file in files)
-    }
+    makers = {"LPIPS": lpips, "DISTS": dists}
+    return {n: make(folder) for n, make in makers.items() if all((folder / file).is_file() for file in FILES[n])}

