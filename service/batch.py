@@ -29,7 +29,7 @@ from service.device import Upscaler
 from service.jobs import ACTIVE, OVER, Jobs, JobSpec, JobStatus
 from service.manifest import write_manifest
 from service.pictures import Picture
-from service.plan import MANIFEST, chosen
+from service.plan import MANIFEST, chosen, plan
 from service.settings import BadSettings, Settings, load_settings
 from service.storage import Folder, NotAllowed, Place, StorageError, check_places, open_place
 from service.upscale import UpscaleOptions, load_upscaler
@@ -197,7 +197,6 @@ def _run(state: _State, settings: Settings, spec: JobSpec, devices: Sequence[str
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, lambda number, frame: interrupted.set())
     began = time.monotonic()
-    crew.start()
     try:
         status = _watch(jobs, id, crew, interrupted)
     finally:
@@ -220,9 +219,12 @@ def _run(state: _State, settings: Settings, spec: JobSpec, devices: Sequence[str
 
 
 def _watch(jobs: Jobs, id: str, crew: Crew, interrupted: threading.Event) -> JobStatus:
-    """Show how the job goes until it is over, interrupted, or no worker is left."""
+    """Have the crew do what is left of the job, and show how it goes until it is over, interrupted, or no worker is
+    left."""
     last = 0.0
     with tqdm(unit="picture", desc="listing", dynamic_ncols=True, smoothing=0.05, disable=None) as bar:
+        if _plan(jobs, id):
+            crew.start()
         while True:
             status: JobStatus = persistently(lambda: jobs.status(id, 0))
             for failed, record in persistently(lambda after=last: jobs.failures(id, after)):  # type: ignore[misc]
@@ -234,6 +236,19 @@ def _watch(jobs: Jobs, id: str, crew: Crew, interrupted: threading.Event) -> Job
             if interrupted.wait(0.3):
                 tqdm.write("stopping after the pictures in hand; the same command goes on", file=sys.stderr)
                 return status
+
+
+def _plan(jobs: Jobs, id: str) -> bool:
+    """Whether workers are needed, whose start takes seconds; else the job is over. A worker waits for a storage in
+    trouble, and fails the job where that does not help."""
+    try:
+        plan(jobs, id)
+        if jobs.status(id, 0).pending:
+            return True
+        write_manifest(jobs, id)
+    except (StorageError, OSError, ValueError):
+        return True
+    return False
 
 
 def _show(bar: "tqdm[None]", status: JobStatus) -> None:

@@ -219,6 +219,24 @@ def test_a_result_larger_than_pillow_reads_by_default_is_kept(tmp_path: Path) ->
         assert done.stdout.startswith(begins)
 
 
+def test_no_worker_is_started_where_nothing_is_left_to_do(tmp_path: Path) -> None:
+    fill(tmp_path / "in", 2)
+    for old, new in (("00000.png", "a.jpg"), ("00001.png", "a.jpg.png")):  # with one result
+        (tmp_path / "in" / old).rename(tmp_path / "in" / new)
+    flags = ["--steps", "0", "--format", "PNG"]
+    out, err = batch(tmp_path, *flags).communicate(timeout=120)
+    assert out.startswith("1 done, 1 failed of 2 in"), err
+    manifest = (tmp_path / "out" / "manifest.jsonl").read_text()
+    code = CODE.replace('"-m", "tests.jobs_fakes"', '"-c", "import sys; sys.exit(2)"')
+    command = [sys.executable, "-c", code, "in", "out", *flags]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.startswith("0 done, 1 failed, 1 there already of 2 in")
+    assert done.stderr == "failed: a.jpg.png: its result would be a.jpg.png, and so would that of a.jpg\n"
+    assert (tmp_path / "out" / "manifest.jsonl").read_text() == manifest
+    assert not list((tmp_path / "data" / "batch").glob("*/jobs.sqlite*"))
+
+
 def test_workers_that_cannot_start_end_it_with_status_2(tmp_path: Path) -> None:
     fill(tmp_path / "in", 1)
     code = CODE.replace('"-m", "tests.jobs_fakes"', '"-c", "import sys; sys.exit(2)"')
