@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,23 +13,44 @@ from degradation.apply import apply_plan, apply_step
 from degradation.draw import sample_plan
 from degradation.plan import Plan, Step
 from degradation.presets import Preset
-from degradation.records import Record, choose_source, cut, read_records, reopen
+from degradation.records import Record, Source, choose_source, cut, read_records, reopen
 from degradation.resize import resize
 from degradation.sheet import Panel, Section
 
 Gallery = tuple[list[Record], list[Section]]
 
 
+def choose_sources(
+    paths: Sequence[Path], crop: int, max_side: int, multiple: int, skip_bad: bool
+) -> Iterator[tuple[Source, np.ndarray]]:
+    """``choose_source`` of each picture, ``crop`` pixels square.
+
+    Raises ValueError for one that cannot be read; if ``skip_bad`` stderr names it, and the error is to have no other.
+    """
+    readable = 0
+    for path in paths:
+        try:
+            chosen = choose_source(path, (crop, crop), max_side, multiple)
+        except ValueError as error:
+            if not skip_bad:
+                raise ValueError(f"{error}{'; --skip-bad goes on without it' if len(paths) > 1 else ''}") from error
+            print(error, file=sys.stderr)
+        else:
+            readable += 1
+            yield chosen
+    if not readable:
+        raise ValueError(f"none of the {len(paths)} pictures could be read")
+
+
 def draw_gallery(
-    paths: Sequence[Path], preset: Preset, scale: int, n: int, seed: int, crop: int, max_side: int
+    sources: Iterable[tuple[Source, np.ndarray]], preset: Preset, scale: int, n: int, seed: int
 ) -> Gallery:
     """``n`` new plans for each picture: plan i of picture j from the generator seeded [seed, j, i].
 
-    Raises ValueError for pictures that cannot be read and whatever ``sample_plan`` refuses.
+    Raises ValueError for whatever ``sample_plan`` refuses.
     """
     records, sections = [], []
-    for j, path in enumerate(paths):
-        source, whole = choose_source(path, (crop, crop), max_side, multiple=scale)
+    for j, (source, whole) in enumerate(sources):
         rngs = (np.random.default_rng([seed, j, i]) for i in range(n))
         plans = [sample_plan(rng, preset, scale, (source.box[2], source.box[3])) for rng in rngs]
         records.append(Record(source, tuple(plans)))
@@ -36,11 +58,10 @@ def draw_gallery(
     return records, sections
 
 
-def apply_by_hand(paths: Sequence[Path], steps: tuple[Step, ...], crop: int, max_side: int) -> Gallery:
+def apply_by_hand(sources: Iterable[tuple[Source, np.ndarray]], steps: tuple[Step, ...]) -> Gallery:
     """The steps, one after the other, applied to each picture. Raises ValueError as they do."""
     records, sections = [], []
-    for path in paths:
-        source, whole = choose_source(path, (crop, crop), max_side)
+    for source, whole in sources:
         records.append(Record(source, by_hand=steps))
         sections.append(_section(records[-1], whole))
     return records, sections

@@ -16,7 +16,7 @@ from degradation.arguments import parse_arguments
 from degradation.captions import parse_step
 from degradation.draw import sample_plan
 from degradation.drawing import legible
-from degradation.gallery import Gallery, apply_by_hand, draw_gallery, replay_gallery
+from degradation.gallery import Gallery, apply_by_hand, choose_sources, draw_gallery, replay_gallery
 from degradation.images import find_images
 from degradation.page import draw_page
 from degradation.presets import Preset, find_preset
@@ -66,6 +66,8 @@ class Options:
     """Draw N plans and plot their distributions (without pictures: only that)."""
     html: bool = False
     """Also write a page, in one file, on which to flip between original and degraded."""
+    skip_bad: bool = False
+    """Name unreadable files and go on, in place of stopping."""
     show_preset: bool = False
     """Print the preset as JSON, to be changed and given back with --preset."""
 
@@ -91,6 +93,8 @@ def run(options: Options) -> None:
     _encode(out, np.zeros((8, 8, 3), np.uint8))  # a bad name fails before the work, not after it
     images, files = find_images(options.images), _name_files(options, out)
     _check_files(list(files.values()), [*images, *_other_inputs(options)])
+    if _names_one(options) and not options.out:
+        _check_other(out, options.images[0])
     if "statistics" in files:
         rng, side = np.random.default_rng(options.seed), _STATISTICS_SIDE // options.scale * options.scale
         plans = [sample_plan(rng, preset, options.scale, (side, side)) for _ in range(options.stats)]
@@ -140,6 +144,14 @@ def _check_files(outputs: list[Path], inputs: list[Path]) -> None:
         taken.add(os.path.realpath(path))
 
 
+def _check_other(out: Path, image: Path) -> None:
+    """Raises ValueError where a sheet of this name was made of another picture, as its plans tell, or they are none."""
+    plans = out.with_suffix(".plans.json")
+    for record in read_records(plans) if plans.exists() else ():
+        if os.path.realpath(record.source.path) != os.path.realpath(image):
+            raise ValueError(f"{out} was made of {record.source.path}; give --out another name for {image}")
+
+
 def _check(options: Options, preset: Preset) -> None:
     if not (options.images or options.replay or options.stats):
         raise ValueError("no picture is named (python -m degradation.preview --help tells more)")
@@ -147,6 +159,8 @@ def _check(options: Options, preset: Preset) -> None:
         raise ValueError(f"preset {preset.name} allows the scales {preset.scales}, got {options.scale}")
     if options.replay and options.op:
         raise ValueError("--replay and --op exclude each other")
+    if options.replay and options.skip_bad:
+        raise ValueError("--replay and --skip-bad exclude each other")
     if not 1 <= options.n <= 100:
         raise ValueError(f"--n is in 1–100, got {options.n}")
     if not 0 <= options.stats <= 1_000_000:
@@ -160,10 +174,12 @@ def _make_gallery(options: Options, preset: Preset, images: list[Path]) -> Galle
     images = thin_out(images)
     if options.replay:
         return replay_gallery(options.replay, images)
-    if options.op:
-        steps = tuple(parse_step(text) for text in options.op)
-        return apply_by_hand(images, steps, options.crop, options.max_side)
-    return draw_gallery(images, preset, options.scale, options.n, options.seed, options.crop, options.max_side)
+    steps = tuple(parse_step(text) for text in options.op)
+    multiple = 1 if steps else options.scale
+    sources = choose_sources(images, options.crop, options.max_side, multiple, options.skip_bad)
+    if steps:
+        return apply_by_hand(sources, steps)
+    return draw_gallery(sources, preset, options.scale, options.n, options.seed)
 
 
 def thin_out(images: list[Path]) -> list[Path]:
@@ -202,8 +218,13 @@ def _default_name(options: Options, preset: Preset) -> str:
         return f"{options.replay.name.removesuffix('.json').removesuffix('.plans')}-replay.png"
     if not options.images:
         return f"stats-{preset.name}.png"
-    one = len(options.images) == 1 and not options.images[0].is_dir()
-    return f"{options.images[0].stem if one else 'sheet'}-{'by-hand' if options.op else preset.name}.png"
+    first = options.images[0].stem if _names_one(options) else "sheet"
+    return f"{first}-{'by-hand' if options.op else preset.name}.png"
+
+
+def _names_one(options: Options) -> bool:
+    """Whether the default name is that of the only picture."""
+    return len(options.images) == 1 and not options.images[0].is_dir() and not options.replay
 
 
 def _encode(path: Path, sheet: np.ndarray) -> bytes:

@@ -193,6 +193,7 @@ BAD = [
     (["photo.jpg", "--op", "resize:height=70000,width=4", "--op", "jpeg:quality=50"], "larger than a JPEG can be"),
     (["photo.jpg", "--op", "gaussian_noise:level=nan"], "got nan"),
     (["photo.jpg", "--op", "blur:sigma=1", "--replay", "x.json"], "exclude"),
+    (["photo.jpg", "--skip-bad", "--replay", "x.json"], "exclude"),
     (["--replay", "missing.json"], "missing.json"),
     (["--replay", "text.json"], "text.json"),
     (["--stats", "-3"], "--stats"),
@@ -242,6 +243,43 @@ def test_nothing_that_is_read_is_written_over_and_nothing_twice(folder, capsys, 
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.parametrize("more", [[], ["--op", "blur:sigma=2"]])
+def test_what_was_made_of_another_picture_is_written_over_only_by_name(folder, capsys, more):
+    Path("photo.jpg").rename("pictures/a.jpg")
+    assert main(["pictures/a.jpg", "--n", "1", *more]) == 0
+    name = capsys.readouterr().out.split()[1]
+    assert main(["pictures/../pictures/a.jpg", "--n", "2", *more]) == 0  # of the same
+    before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    capsys.readouterr()
+    assert main(["pictures/a.png", "--n", "1", *more]) == 2
+    output = capsys.readouterr()
+    assert output.out == "" and output.err == (
+        f"error: {name} was made of pictures/../pictures/a.jpg; give --out another name for pictures/a.png\n"
+    )
+    assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+    assert main(["pictures/a.png", "--n", "1", "--out", name, *more]) == 0
+    (record,) = read_records(Path(name).with_suffix(".plans.json"))
+    assert record.source.path == "pictures/a.png"
+
+
+@pytest.mark.parametrize("more", [["--seed", "4"], ["--op", "blur:sigma=2"]])
+def test_unreadable_pictures_are_skipped_by_name_when_asked_to(folder, capsys, more):
+    assert main(["pictures", "--n", "1", "--out", "good.png", *more]) == 0
+    Path("pictures/a-text.png").write_text("no picture")
+    cv2.imwrite("pictures/0.png", np.zeros((16, 16, 4), np.uint8))
+    capsys.readouterr()
+    assert main(["pictures", "--n", "1", *more]) == 2
+    error = "pictures/0.png: it has transparency, which cannot be degraded; flatten the picture first"
+    assert capsys.readouterr().err == f"error: {error}; --skip-bad goes on without it\n"
+    assert main(["pictures", "--n", "1", "--out", "a.png", "--skip-bad", *more]) == 0
+    named = [error, "pictures/a-text.png: not a picture that can be read"]
+    assert capsys.readouterr().err.splitlines() == named
+    assert Path("a.plans.json").read_bytes() == Path("good.plans.json").read_bytes()
+    assert np.array_equal(read("a.png"), read("good.png"))
+    assert main(["pictures/0.png", "pictures/a-text.png", "--skip-bad", *more]) == 2
+    assert capsys.readouterr().err.splitlines() == [*named, "error: none of the 2 pictures could be read"]
+
+
 def test_statistics_for_a_scale_that_does_not_divide_256(folder, capsys):
     data = json.loads(PRESETS["bsr-light"].to_json())
     Path("three.json").write_text(json.dumps({**data, "name": "three", "scales": [3]}))
@@ -263,7 +301,7 @@ def test_help_tells_every_option(capsys):
         main(["--help"])
     assert not stop.value.code
     text = capsys.readouterr().out
-    for option in ("preset", "n", "seed", "scale", "out", "plans", "replay", "op", "stats", "html"):
+    for option in ("preset", "n", "seed", "scale", "out", "plans", "replay", "op", "stats", "html", "skip-bad"):
         assert f"--{option}" in text
 
 
