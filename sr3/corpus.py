@@ -136,8 +136,17 @@ def texture(crop: np.ndarray) -> float:
     return float(np.abs(np.diff(grey, axis=0)).mean() + np.abs(np.diff(grey, axis=1)).mean())
 
 
+def corners(rows: int, columns: int, count: int, rng: np.random.Generator) -> list[tuple[int, int]]:
+    """`count` different places of a grid, or all, in any order."""
+    found: dict[tuple[int, int], None] = {}
+    while len(found) < min(count, rows * columns):
+        drawn = (rng.integers(0, n, count).tolist() for n in (rows, columns))
+        found |= dict.fromkeys(zip(*drawn, strict=True))
+    return list(found)[:count]
+
+
 def cut(pixels: np.ndarray, size: int, count: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Up to `count` crops (size, size, 3), from twice as many places: half those with the most texture, half any.
+    """Up to `count` crops (size, size, 3), from twice as many places or all: half with the most texture, half any.
 
     Without the latter a network takes every blurred background for a degraded picture, and sharpens it.
     """
@@ -145,8 +154,8 @@ def cut(pixels: np.ndarray, size: int, count: int, rng: np.random.Generator) -> 
     if min(height, width) < size:
         pixels = cv2.copyMakeBorder(pixels, 0, max(size - height, 0), 0, max(size - width, 0), cv2.BORDER_REFLECT_101)
         height, width = pixels.shape[:2]
-    corners = np.stack([rng.integers(0, n - size + 1, 2 * count) for n in (height, width)], axis=1)
-    crops = [pixels[y : y + size, x : x + size] for y, x in corners]
+    places = corners(height - size + 1, width - size + 1, 2 * count, rng)
+    crops = [pixels[y : y + size, x : x + size] for y, x in places]
     any_kind, others = crops[: count // 2], crops[count // 2 :]
     textured = sorted(others, key=texture, reverse=True)[: count - len(any_kind)]
     return [crop.copy() for crop in any_kind + textured if texture(crop) > SMALLEST_TEXTURE / 5]

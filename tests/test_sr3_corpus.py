@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sr3.corpus import CorpusConfig, collect, fetch, is_held_out, within
+from sr3.corpus import CorpusConfig, collect, cut, fetch, is_held_out, within
 from sr3.corpus import main as corpus_main
 from sr3.data import load_pack
 
@@ -87,6 +87,23 @@ def test_there_are_at_most_as_many_crops_as_asked_for_whatever_the_names(tmp_pat
     (first, sources, _), (second, *_) = both
     assert len(first) == len(second) == sum(source.crops for source in sources) == 2 and len(sources) == 8
     assert {crop.tobytes() for crop in first} == {crop.tobytes() for crop in second}
+
+
+@pytest.mark.parametrize(("height", "width", "places"), [(66, 66, 9), (64, 70, 7), (64, 64, 1), (50, 40, 1)])
+def test_no_place_of_a_small_picture_is_cut_twice(height, width, places):
+    pixels = noise(0, height, width, 3)
+    for count in (1, 4, places, 3000):
+        crops = cut(pixels, 64, count, np.random.default_rng(0))
+        assert len({crop.tobytes() for crop in crops}) == len(crops) == min(count, places)
+
+
+def test_the_crops_of_a_large_picture_are_those_of_its_seed():
+    pixels = noise(0, 900, 1200, 3)
+    rng = np.random.default_rng(5)
+    tops, lefts = (rng.integers(0, n - 64 + 1, 40) for n in (900, 1200))
+    drawn = [pixels[y : y + 64, x : x + 64].tobytes() for y, x in zip(tops, lefts, strict=True)]
+    crops = [crop.tobytes() for crop in cut(pixels, 64, 20, np.random.default_rng(5))]
+    assert crops[:10] == drawn[:10] and len(crops) == 20 and set(crops) <= set(drawn)
 
 
 def test_each_kind_has_its_share_of_few_crops():
