@@ -109,11 +109,7 @@ def check(options: Options) -> Path:
     files = [out] if options.uncertainty is None else [out, options.uncertainty]
     for file in files:
         format_of(file)
-        if not file.parent.is_dir():
-            raise ImageError(f"{file.parent} is not a folder")
         check_writable(file)
-        if file.is_dir():
-            raise ImageError(f"{file} is a folder")
     if len({file.resolve() for file in (options.image, *files)}) <= len(files):
         raise ImageError(f"{out}: the picture and what is written must be different files")
     return out

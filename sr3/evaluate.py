@@ -1,7 +1,6 @@
 """Measure a model and its peers on held-out pictures: `python -m sr3.evaluate --data FOLDER --peers bicubic`."""
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ from diffusers.utils.logging import disable_progress_bar
 
 from degradation import PRESETS, crop_to_multiple, degrade
 from sr3 import reference, sets
-from sr3.images import LOSSY, SMALLEST_SIDE, SUFFIXES, VIEWS, ImageError, format_of, read, read_folder
+from sr3.images import LOSSY, SMALLEST_SIDE, SUFFIXES, VIEWS, ImageError, check_writable, format_of, read, read_folder
 from sr3.metrics import consistency, ms_ssim, psnr, ssim, ssimulacra2
 from sr3.model import SCALE
 from sr3.peers import Upscaler, check_peer, peer
@@ -99,17 +98,6 @@ def check(config: EvaluateConfig) -> None:
         check_writable(file)
     if config.networks:
         check_networks(config.networks)
-
-
-def check_writable(file: Path) -> None:
-    """Raises ValueError where the file could not be written; one that is there stays as it is."""
-    there = os.path.lexists(file)
-    try:
-        file.open("ab").close()
-        if not there:
-            file.unlink()
-    except OSError as error:
-        raise ValueError(f"{file} could not be written: {error.strerror}") from None
 
 
 def check_networks(folder: Path) -> None:

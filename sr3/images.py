@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -493,9 +494,12 @@ def write(picture: Picture, path: Path, quality: int = 95, text: dict[str, str] 
 
 
 def check_writable(path: Path) -> None:
-    """Raises ImageError where `write` could not make this file, before the work for it is done."""
+    """Raises ImageError where no file could be made here, before the work for it is done."""
+    for folder, wanted in ((path, False), (path.parent, True)):
+        if os.path.isdir(folder) != wanted:
+            raise ImageError(f"{folder} is {'not ' * wanted}a folder")
     with _arriving(path) as temporary:
-        path.is_file()  # raises OSError for a name that is too long
+        path.exists()  # raises OSError for a name that is too long
         temporary.touch()
 
 

@@ -213,11 +213,11 @@ def test_pictures_and_peers_of_one_name_are_told_apart(model, tmp_path):
         (["--peers", "magic"], "peer is 'magic'; it must be one of bicubic, lanczos"),
         (["--degradation", "fog"], "degradation is 'fog'"),
         (["--match", "none"], "has 'none' in its name"),
-        (["--sheet", "/nowhere/a.png"], "could not be written"),
+        (["--sheet", "/nowhere/a.png"], "/nowhere is not a folder"),
         (["--sheet", "a.gif"], "use one of .png"),
-        (["--out", "/nowhere/a.json"], "/nowhere/a.json could not be written"),
-        (["--out", "/proc/a.json"], "/proc/a.json could not be written"),  # the superuser may not either
-        (["--markdown", "/"], "/ could not be written"),
+        (["--out", "/nowhere/a.json"], "/nowhere is not a folder"),
+        (["--out", "/proc/a.json"], "/proc/a.json cannot be written"),  # the superuser may not either
+        (["--markdown", "/"], "/ is a folder"),
         (["--networks", "/nowhere"], "/nowhere is not a folder"),
         (["--views", "9"], "--views is 9; it must be between 1 and 8"),
         (["--limit", "0"], "--limit is 0; it must be 1 or more"),
