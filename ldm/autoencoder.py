@@ -15,6 +15,7 @@ from ldm.data import load_pack, place, sample_placement
 from ldm.loading import resolve_device
 from ldm.models import FACTOR, LATENT_CHANNELS, build_autoencoder, grow_autoencoder, load_autoencoder
 from sr3.loop import digest, fit, generator, mixed, own_device
+from sr3.saving import open_to_others
 
 if TYPE_CHECKING:
     from ldm.train import AutoencoderConfig
@@ -165,6 +166,7 @@ def train_autoencoder(config: "AutoencoderConfig") -> None:
         if not (config.decoder_only or held):
             autoencoder.register_to_config(scaling_factor=round(1 / std, 4))
         autoencoder.save_pretrained(config.out / "vae", max_shard_size="15MB")
+        open_to_others(config.out / "vae")
         output = autoencoder(held_out.to(device)).sample.float().cpu()
         print(f"\nstep {step}: held-out PSNR {psnr(held_out, output):.2f} dB, latent std {std:.3f}", flush=True)
         pairs = torch.cat([held_out[:16], output[:16].clamp(-1, 1)]).add(1).div(2)

@@ -21,6 +21,7 @@ from ldm.captions import Drawing
 from ldm.data import PLAIN, load_pack, place, sample_placement
 from ldm.loading import resolve_device
 from sr3.loop import digest, fit, mixed, own_device
+from sr3.saving import open_to_others
 
 if TYPE_CHECKING:
     from ldm.train import ClassifierConfig
@@ -150,6 +151,7 @@ def train_classifier(config: "ClassifierConfig") -> None:
         config.out.mkdir(parents=True, exist_ok=True)
         tensors = {k: v.cpu().contiguous() for k, v in model.state_dict().items()}
         save_file(tensors, config.out / FILE, metadata={"names": json.dumps(names), "size": str(size)})
+        open_to_others(config.out / FILE)
         judge = load_judge(config.out)
         for what, chosen in (("seen", seen[:: max(len(seen) // 500, 1)]), ("held-out", kept)):
             if chosen:

@@ -19,6 +19,7 @@ from ldm.preview import encode
 from ldm.schedulers import has_gammas
 from sr3.loop import fit, generator, mixed, own_device
 from sr3.memory import fast_dtype
+from sr3.saving import halved, open_to_others
 
 if TYPE_CHECKING:
     from ldm.train import FinetuneConfig
@@ -87,12 +88,14 @@ def save_result(pipeline: DiffusionPipeline, config: "FinetuneConfig") -> None:
 
         layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(pipeline.unet))
         type(pipeline).save_lora_weights(config.out / "lora", unet_lora_layers=layers)
+        open_to_others(config.out / "lora")
         return
     half = copy.copy(pipeline)
     for name, part in pipeline.components.items():
         if isinstance(part, nn.Module):
-            setattr(half, name, copy.deepcopy(part).to("cpu", torch.float16))
+            setattr(half, name, halved(part))
     half.save_pretrained(config.out / "pipeline", max_shard_size="2GB")
+    open_to_others(config.out / "pipeline")
     for name in (PREVIEW, GUIDANCE):  # the encoder is as it was, and so is its map
         file = Path(str(pipeline.config.get("_name_or_path", ""))) / name
         if file.is_file():

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sr3.memory import fast_dtype
+from sr3.saving import open_to_others
 
 Loss = Callable[[nn.Module, int, slice], tuple[Tensor, dict[str, float]]]
 NAMED = 5  # changes of each kind that a message names; then it counts
@@ -142,9 +143,11 @@ class State:
             tensors |= {f"{i}.{k}": moments[k] for k in ("exp_avg", "exp_avg_sq", "step") if k in moments}
         buffers = {f"buffer.{name}": value for name, value in self.model.named_buffers()}
         temporary = path.with_name(path.name + ".part")
-        whole = {k: v.contiguous().clone() for k, v in (tensors | buffers).items()}
+        form = torch.contiguous_format
+        whole = {k: v.detach().to("cpu", copy=True, memory_format=form) for k, v in (tensors | buffers).items()}
         metadata = {"step": self.step, "trained": self.trained, "contents": self.contents}
         save_file(whole, temporary, metadata={k: json.dumps(v) for k, v in metadata.items()})
+        open_to_others(temporary)
         temporary.rename(path)
 
     def load(self, path: Path) -> None:

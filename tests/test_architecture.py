@@ -32,7 +32,9 @@ def allowed(room: str, name: str, module: str) -> bool:
         case "sr3", ("data.py" | "evaluate.py" | "metrics.py"):
             return module.split(".")[0] == "degradation"
         case "ldm", ("train.py" | "autoencoder.py" | "diffusion.py" | "classifier.py" | "finetune.py"):
-            return module in ("sr3.loop", "sr3.memory")  # one training loop for all networks
+            return module in ("sr3.loop", "sr3.memory", "sr3.saving")  # one training loop for all networks
+        case "ldm", "models.py":
+            return module == "sr3.saving"
         case "ldm", ("memory.py" | "loading.py"):
             return module == "sr3.memory"  # how much is free, and in which numbers a device is fast
         case "ldm", "stamps.py":

@@ -69,13 +69,15 @@ def judged(pack, tmp_path_factory) -> Path:
     return out
 
 
-def test_the_classifier_learns_names_and_recognises_what_was_kept_out(pack, judged):
+def test_the_classifier_learns_names_and_recognises_what_was_kept_out(judged, tmp_path):
     judge = load_judge(judged)
     assert judge.names == ("blue card", "green card", "red card") and judge.size == 64
     plain = np.full((2, 128, 128, 3), 255, np.uint8)
     plain[0, 32:-32, 32:-32], plain[1, 32:-32, 32:-32] = (20, 20, 220), (220, 20, 20)  # larger: reduced by area
     features, scores = judge(plain)
     assert features.shape == (2, FEATURES) and scores.argmax(1).tolist() == [0, 2]
+    (tmp_path / "plain").touch()
+    assert (judged / "classifier.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_a_judge_that_is_none_is_named(tmp_path):

@@ -83,6 +83,8 @@ def test_the_bundled_model_learns_a_new_thing(folder, tmp_path):
 def test_adapters_are_loaded_by_diffusers(folder, tmp_path):
     main(FinetuneConfig(str(ldm.BUNDLED), folder, tmp_path, lora=4, loop=LOOP))
     saved = load_file(tmp_path / "lora" / "pytorch_lora_weights.safetensors")
+    (tmp_path / "plain").touch()
+    assert len({f.stat().st_mode for f in (tmp_path / "plain", *tmp_path.rglob("*.safetensors"))}) == 1
     assert all("lora" in k for k in saved) and sum(v.numel() for v in saved.values()) < 200_000
     assert any(v.abs().max() > 0 for k, v in saved.items() if "lora_B" in k or "lora.up" in k)
     pipeline = ldm.load(device="cpu")
