@@ -96,7 +96,7 @@ def test_noise_levels_leave_a_quarter_alone_and_reach_the_largest():
 
 def test_latents_get_the_least_noise_where_the_posterior_has_less():
     torch.manual_seed(0)
-    model = Autoencoding(build_autoencoder(32, 4)).eval()
+    model = Autoencoding(build_autoencoder(32, 4), std=2.0).eval()
     decoded: list[torch.Tensor] = []
     model.autoencoder.decode = lambda latents: (
         decoded.append(latents) or AutoencoderKL.decode(model.autoencoder, latents)
@@ -105,8 +105,11 @@ def test_latents_get_the_least_noise_where_the_posterior_has_less():
     with torch.no_grad():
         _, mean, log_variance = model(images, noise, torch.zeros(1, 1, 1, 1))
         model(images, noise, torch.full((1, 1, 1, 1), 9.0))
+        model.std = None
+        model(images, noise, torch.full((1, 1, 1, 1), 9.0))
     assert torch.allclose(decoded[0], mean + (0.5 * log_variance).exp())
-    assert torch.allclose(decoded[1], mean + 9)
+    assert torch.allclose(decoded[1], mean + 18)
+    assert torch.allclose(decoded[2], mean + 9 * mean.std(correction=0))
 
 
 def test_any_language_goes_through_the_tokenizer():
@@ -127,6 +130,12 @@ def test_the_result_is_an_ordinary_stable_diffusion_pipeline(stages):
     images = pipeline(["an apple"] * 3, num_inference_steps=2, generator=draw, output_type="np").images
     assert images.shape == (3, 32, 32, 3)
     assert np.allclose(images[0], images[1], atol=1e-4) and not np.allclose(images[0], images[2], atol=1e-2)
+
+
+def test_results_are_open_to_whom_the_umask_lets_in(stages, tmp_path):
+    (tmp_path / "plain").touch()
+    files = [file for out in stages for file in out.rglob("*.safetensors")]
+    assert len(files) >= 6 and {file.stat().st_mode for file in files} == {(tmp_path / "plain").stat().st_mode}
 
 
 def test_latents_have_unit_scale(stages):
@@ -173,6 +182,14 @@ def equal(first: Path, second: Path) -> bool:
 def test_an_interrupted_autoencoder_equals_an_uninterrupted_one(pack, stages, tmp_path, monkeypatch):
     interrupted(ldm.autoencoder, monkeypatch, AutoencoderConfig(pack, tmp_path, latent_channels=4, loop=LOOP))
     assert equal(tmp_path, stages[0])
+
+
+def test_noise_on_latents_does_not_depend_on_when_a_training_is_saved(pack, tmp_path, monkeypatch):
+    config = AutoencoderConfig(pack, tmp_path / "whole", latent_channels=4, latent_noise=0.5, loop=LOOP)
+    main(config)
+    interrupted(ldm.autoencoder, monkeypatch, replace(config, out=tmp_path / "broken"))
+    main(replace(config, out=tmp_path / "rare", loop=replace(LOOP, save_every=4)))
+    assert equal(tmp_path / "broken", tmp_path / "whole") and equal(tmp_path / "rare", tmp_path / "whole")
 
 
 def test_an_interrupted_diffusion_equals_an_uninterrupted_one(pack, stages, tmp_path, monkeypatch):
