@@ -11,9 +11,9 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
 from ldm.captions import Drawing
-from ldm.data import load_pack, place, sample_placement
+from ldm.data import FACTOR, load_pack, place, sample_placement
 from ldm.loading import resolve_device
-from ldm.models import FACTOR, LATENT_CHANNELS, build_autoencoder, grow_autoencoder, load_autoencoder
+from ldm.models import LATENT_CHANNELS, build_autoencoder, grow_autoencoder, load_autoencoder
 from sr3.loop import digest, fit, generator, mixed, own_device
 from sr3.saving import open_to_others
 
@@ -127,11 +127,13 @@ def reconstruction_loss(images: Tensor, output: Tensor, kl: Tensor, kl_weight: f
 def train_autoencoder(config: "AutoencoderConfig") -> None:
     """Train, and write OUT/vae with its scaling factor set so that latents have unit variance (it stays what it was
     where the latents stay, with `decoder_only` or more of them). Raises ValueError for `decoder_only` without `init`
-    or with more latents."""
+    or with more latents, and for a pack of which nothing is held out."""
     pictures, records, _ = load_pack(config.pack)
     seen = np.array([i for i, r in enumerate(records) if not r.held_out])
     weights = np.array([2.0 if records[i].everyday else 1.0 for i in seen])
     kept = np.array([i for i, r in enumerate(records) if r.held_out])[:256]
+    if not len(kept):
+        raise ValueError(f"{config.pack} has no drawings that are held out, which measure the autoencoder")
     device = resolve_device(own_device(config.loop.device))
     autoencoder, held = starting_autoencoder(config, pictures.shape[1])
     if config.decoder_only and (held or not config.init):

@@ -119,12 +119,15 @@ def top_shares(scores: np.ndarray, answers: np.ndarray, ranks: tuple[int, ...] =
 
 
 def train_classifier(config: "ClassifierConfig") -> None:
-    """Train, and write OUT/classifier.safetensors with the names in its metadata."""
+    """Train, and write OUT/classifier.safetensors with the names in its metadata. Raises ValueError where the pack has
+    no drawings to train on."""
     pictures, records, _ = load_pack(config.pack)
     names = tuple(sorted({r.label for r in records if r.everyday or not config.everyday_only}))
     answer_of = {name: i for i, name in enumerate(names)}
     seen = [i for i, r in enumerate(records) if not r.held_out and r.label in answer_of]
     kept = [i for i, r in enumerate(records) if r.held_out and r.label in answer_of]
+    if not seen:
+        raise ValueError(f"{config.pack} has no drawings {'of everyday names ' * config.everyday_only}to train on")
     device = resolve_device(own_device(config.loop.device))
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)

@@ -118,6 +118,11 @@ def finetune(config: "FinetuneConfig") -> None:
     and where OUT holds the state of a training on other pictures or captions."""
     if config.lora is not None and config.lora < 1:
         raise ValueError(f"lora is {config.lora}; it must be 1 or more")
+    if config.lora:
+        try:
+            import peft  # noqa: F401
+        except ImportError as error:
+            raise ValueError(f"lora needs peft: pip install '.[train]' ({error})") from None
     pictures = read_captioned(config.data)
     device = resolve_device(own_device(config.loop.device))
     narrow = config.lora and device.type == "cuda" and fast_dtype(device) == "bfloat16"

@@ -22,7 +22,6 @@ BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 TEXT_LENGTH = 40
 TEXT_WIDTH = 192
 LATENT_CHANNELS = 12
-FACTOR = 8  # pixels a latent, along each side
 OWN_GUIDANCE = 4.0  # more makes the small model's colours garish
 NARROW = -6  # log-variance of the posterior to begin with: a wide one lets the decoder learn to ignore the latents
 

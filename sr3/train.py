@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from degradation.arguments import from_json, parse_arguments
 from sr3.data import Mix, draw_record, load_pack, make_sample
 from sr3.loop import LoopConfig, digest, fit, generator, mixed, own_device
+from sr3.mistakes import told
 from sr3.model import SCALE, LowResEncoder, SR3UNet
 from sr3.pipeline import SR3Pipeline, load, resolve_device
 from sr3.presets import PRESETS, Preset, build, save
@@ -244,9 +245,8 @@ def main() -> int:
         else:
             config = parse_arguments(TrainConfig, "sr3.train", __doc__)
         train(config)
-    except (ValueError, OSError) as error:
-        print(f"sr3.train: {error}", file=sys.stderr)
-        return 2
+    except Exception as error:
+        return told("sr3.train", error, "a smaller --loop.batch-size")
     return 0
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from tokenizers import Tokenizer, models
 from transformers import (
     CLIPConfig,
@@ -21,6 +22,7 @@ from transformers import (
 )
 
 import ldm
+import ldm.evaluate
 from ldm.captions import Drawing
 from ldm.classifier import FEATURES, load_judge, to_images, top_shares
 from ldm.data import save_pack
@@ -273,6 +275,22 @@ def test_finished_columns_outlast_one_that_fails(pack, tmp_path, capsys):
     assert main(replace(config, out=tmp_path / "r.json")) == 2
     assert "5000" in capsys.readouterr().err
     assert list(json.loads((tmp_path / "r.json").read_text())) == ["DDIM, 1 steps"]
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), "out of memory; a smaller --batch takes less"),
+        (SafetensorError("I/O error"), "I/O error"),
+    ],
+)
+def test_what_ends_the_work_is_one_line_and_exit_code_2(error, message, pack, monkeypatch, capsys):
+    def failing(*arguments):
+        raise error
+
+    monkeypatch.setattr(ldm.evaluate, "measure", failing)
+    assert main(EvaluateConfig(pack, prompts=1, steps=(1,), diversity=0, device="cpu")) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"ldm.evaluate: {message}"
 
 
 def test_tables_have_a_column_for_each_sampler():

@@ -194,6 +194,13 @@ def test_help_names_every_stage(flag, capsys):
     assert all(stage in told for stage in ("autoencoder", "diffusion", "classifier", "finetune"))
 
 
+def test_a_missing_package_is_told_before_anything_is_loaded(folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    monkeypatch.setattr(ldm.finetune, "load", None)
+    with pytest.raises(ValueError, match=r"lora needs peft: pip install '\.\[train\]' \(.*peft"):
+        main(FinetuneConfig(str(ldm.BUNDLED), folder, tmp_path / "out", lora=4, loop=LOOP))
+
+
 def test_what_is_not_trained_here_is_named(folder, tmp_path):
     build("stable_diffusion_3").save_pretrained(tmp_path / "sd3")
     with pytest.raises(ValueError, match="StableDiffusion3Pipeline cannot be fine-tuned here"):

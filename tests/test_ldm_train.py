@@ -1,8 +1,12 @@
 """Both stages: the mathematics, exact resume, the result as an ordinary pipeline, errors."""
 
 import json
+import resource
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +26,7 @@ from ldm.data import load_pack, save_pack
 from ldm.diffusion import shifted_timesteps, velocity
 from ldm.loading import ModelError, load
 from ldm.models import TEXT_LENGTH, TEXT_WIDTH, build_autoencoder, grow_autoencoder, grow_unet, train_tokenizer
-from ldm.train import STAGES, AutoencoderConfig, DiffusionConfig, FinetuneConfig, main
+from ldm.train import STAGES, AutoencoderConfig, ClassifierConfig, DiffusionConfig, FinetuneConfig, main
 from sr3.loop import LoopConfig
 
 LOOP = LoopConfig(steps=4, batch_size=4, warmup=1, device="cpu", save_every=2, log_every=1)
@@ -249,6 +253,35 @@ def test_a_configuration_file_that_does_not_fit_says_where(text, message, tmp_pa
     (tmp_path / "c.json").write_text(text)
     with pytest.raises(ValueError, match=message):
         from_json(tmp_path / "c.json", **STAGES)
+
+
+@pytest.mark.parametrize(
+    ("side", "changes", "message"),
+    [
+        (20, {}, r"has pictures of \(2, 20, 20, 4\) uint8; they must be uint8 \(N, S, S, 4\), S a multiple of 8"),
+        (16, {}, "has no drawings that are held out, which measure the autoencoder"),
+        (16, {"everyday_only": True}, "has no drawings of everyday names to train on"),
+        (16, {"held_out": True}, "has no drawings to train on"),
+    ],
+)
+def test_a_pack_that_cannot_be_trained_on_is_named(side, changes, message, tmp_path):
+    records = [Drawing(name, "noto", held_out="held_out" in changes) for name in ("apple", "pear")]
+    save_pack(tmp_path / "p", np.zeros((2, side, side, 4), np.uint8), records, [])
+    everyday = {k: v for k, v in changes.items() if k == "everyday_only"}
+    config = ClassifierConfig(tmp_path / "p", tmp_path / "out", **everyday, loop=LOOP)
+    with pytest.raises(ValueError, match=f"p {message}"):
+        main(config if changes else AutoencoderConfig(tmp_path / "p", tmp_path / "out", loop=LOOP))
+
+
+def test_a_full_disk_is_one_line_and_exit_code_2(pack, tmp_path):
+    """As one that ends after a megabyte."""
+    full = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (2**20, 2**20))
+    options = ["--pack", pack, "--out", tmp_path, "--loop.steps", "1", "--loop.batch-size", "2", "--loop.device", "cpu"]
+    command = [sys.executable, "-m", "ldm.train", "classifier", *map(str, options)]
+    root = Path(__file__).parent.parent
+    failed = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=root, preexec_fn=full)
+    assert failed.returncode == 2 and "Traceback" not in failed.stderr
+    assert failed.stderr.splitlines()[-1].startswith("ldm.train: ") and "File too large" in failed.stderr
 
 
 def test_an_autoencoder_that_is_not_there_is_named_and_asked_of_no_hub(pack, tmp_path):
