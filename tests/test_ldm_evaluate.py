@@ -27,7 +27,7 @@ from ldm.captions import Drawing
 from ldm.classifier import FEATURES, load_judge, to_images, top_shares
 from ldm.data import save_pack
 from ldm.evaluate import EvaluateConfig, Prompts, draw, main, measure, prompts_of, read_sets, table
-from ldm.metrics import clip_score, smallest_difference
+from ldm.metrics import clip_score, load_clip, smallest_difference
 from ldm.train import ClassifierConfig
 from ldm.train import main as train
 from sr3.loop import LoopConfig
@@ -225,6 +225,15 @@ def test_clip_scores_are_cosines_of_the_real_library(clip):
     assert clip_score(list(pictures), ["red"] * 5, str(clip), batch=2) == pytest.approx(np.mean(scores), abs=1e-3)
     with pytest.raises(ValueError, match="no CLIP model"):
         clip_score([], [], "nobody/nothing")
+
+
+def test_a_clip_model_that_fails_without_a_word_is_named(monkeypatch):
+    def failing(*arguments, **options):
+        raise OSError
+
+    monkeypatch.setattr(CLIPModel, "from_pretrained", failing)
+    with pytest.raises(ValueError, match="silent is no CLIP model that can be loaded: OSError"):
+        load_clip("silent")
 
 
 def test_any_model_against_a_folder_of_captioned_pictures(clip, tmp_path, capsys):
