@@ -14,7 +14,7 @@ from ldm.captions import Drawing
 from ldm.data import FACTOR, load_pack, place, sample_placement
 from ldm.loading import resolve_device
 from ldm.models import LATENT_CHANNELS, build_autoencoder, grow_autoencoder, load_autoencoder
-from sr3.loop import digest, fit, generator, mixed, own_device
+from sr3.loop import base_digest, digest, fit, generator, mixed, own_device
 from sr3.saving import open_to_others
 
 if TYPE_CHECKING:
@@ -178,4 +178,5 @@ def train_autoencoder(config: "AutoencoderConfig") -> None:
         pairs = torch.cat([held_out[:16], output[:16].clamp(-1, 1)]).add(1).div(2)
         return {"held_out": torch.cat([torch.cat(list(row), dim=2) for row in pairs.split(8)], dim=1)}
 
-    fit(model, loss, config, on_save, contents=digest(config.pack))
+    contents = digest(config.pack) | base_digest("init", config.init, config.out)
+    fit(model, loss, config, on_save, contents=contents)

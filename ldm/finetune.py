@@ -17,7 +17,7 @@ from ldm.loading import GUIDANCE, load, own_guidance, resolve_device
 from ldm.preview import FILE as PREVIEW
 from ldm.preview import encode
 from ldm.schedulers import has_gammas
-from sr3.loop import fit, generator, mixed, own_device
+from sr3.loop import base_digest, fit, generator, mixed, own_device
 from sr3.memory import fast_dtype
 from sr3.saving import halved, open_to_others
 
@@ -170,4 +170,5 @@ def finetune(config: "FinetuneConfig") -> None:
         Image.fromarray(pixels).save(config.out / "samples.png")
         return {"samples": image}
 
-    fit(unet, loss, config, on_save, contents=digests(config.data, pictures))
+    base = base_digest("init", Path(pipeline.config["_name_or_path"]), config.out)  # of a hub id, where it is cached
+    fit(unet, loss, config, on_save, contents=digests(config.data, pictures) | base)

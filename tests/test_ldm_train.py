@@ -215,6 +215,34 @@ def test_no_stage_goes_on_with_another_pack_of_the_same_name(pack, stages, tmp_p
             main(config)
 
 
+def copied(folder: Path, to: Path, part: str = "") -> Path:
+    """A copy of a folder, elsewhere under its name, in which the weights of a part are halved."""
+    shutil.copytree(folder, to / folder.name)
+    for file in (to / folder.name / part).glob("*.safetensors"):
+        save_file({k: v / 2 for k, v in load_file(file).items()}, file, metadata={"format": "pt"})
+    return to / folder.name
+
+
+def test_no_stage_goes_on_from_another_base_of_the_same_name(pack, stages, tmp_path):
+    vae, pipeline = stages[0] / "vae", stages[1] / "pipeline"
+    moved, spoiled = copied(vae, tmp_path / "a", "none"), copied(vae, tmp_path / "b")
+    redrawn = copied(pipeline, tmp_path / "c", "unet")
+    loop = replace(LOOP, steps=1)
+    grown = AutoencoderConfig(pack, tmp_path / "ae", init=vae, loop=loop)
+    drawing = DiffusionConfig(pack, tmp_path / "diffusion", vae, init=pipeline, variants=1, loop=loop)
+    for config in (grown, drawing):
+        main(config)
+    for config, option in (
+        (replace(grown, init=spoiled), "init"),
+        (replace(drawing, init=redrawn), "init"),
+        (replace(drawing, autoencoder=spoiled), "autoencoder"),
+    ):
+        with pytest.raises(ValueError, match=rf"a training on other data \(changed: weights of --{option}\)"):
+            main(config)
+    main(replace(grown, init=moved, loop=replace(loop, steps=2)))
+    main(replace(drawing, autoencoder=moved, loop=replace(loop, steps=2)))
+
+
 def test_training_starts_from_given_weights(pack, stages, tmp_path):
     loop = replace(LOOP, steps=1, learning_rate=0.0)
     vae = stages[0] / "vae"

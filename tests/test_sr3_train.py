@@ -331,6 +331,18 @@ def test_the_state_of_another_training_is_refused(pack, tmp_path, tiny):
         train(config)
 
 
+def test_another_pipeline_of_the_same_name_is_no_base_to_go_on_from(pack, tmp_path, tiny, small_pipeline):
+    small_pipeline.save_pretrained(tmp_path / "a" / "pipeline")
+    build(SMALL).save_pretrained(tmp_path / "b" / "pipeline")
+    loop = replace(LOOP, steps=1)
+    config = TrainConfig(pack, tmp_path / "out", init=tmp_path / "a" / "pipeline", crop_size=32, loop=loop)
+    train(config)
+    with pytest.raises(ValueError, match=r"a training on other data \(changed: weights of --init\)"):
+        train(replace(config, init=tmp_path / "b" / "pipeline"))
+    (tmp_path / "a").rename(tmp_path / "c")
+    train(replace(config, init=tmp_path / "c" / "pipeline", loop=replace(loop, steps=2)))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
