@@ -57,13 +57,16 @@ def encode_pictures(pipeline: DiffusionPipeline, pictures: list[Captioned], size
 
 @torch.no_grad()
 def encode_captions(pipeline: DiffusionPipeline, captions: list[str], device: torch.device) -> list[tuple[Tensor, ...]]:
-    """Of each caption the text's embeddings (L, D) and, for XL, the pooled one (P,); kept on the CPU."""
+    """Of each caption the text's embeddings (L, D) and, for XL, the pooled one (P,); kept on the CPU. Of the
+    empty caption they are zeros where the model's pipeline guides with zeros."""
     found = []
     for caption in captions:
         options = {"num_images_per_prompt": 1, "do_classifier_free_guidance": False}
         embeds = pipeline.encode_prompt(prompt=caption, device=device, **options)
         pooled = (embeds[2],) if isinstance(pipeline, StableDiffusionXLPipeline) else ()
-        found.append(tuple(e[0].float().cpu() for e in (embeds[0], *pooled)))
+        zeros = not caption and pipeline.config.get("force_zeros_for_empty_prompt")
+        kept = (e[0].float().cpu() for e in (embeds[0], *pooled))
+        found.append(tuple(map(torch.zeros_like, kept) if zeros else kept))
     return found
 
 
