@@ -11,10 +11,11 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
 from ldm.captions import Drawing
-from ldm.data import load_pack, place, sample_placement
+from ldm.data import FACTOR, load_pack, place, sample_placement
 from ldm.loading import resolve_device
-from ldm.models import FACTOR, LATENT_CHANNELS, build_autoencoder, grow_autoencoder, load_autoencoder
-from sr3.loop import digest, fit, generator, mixed, own_device
+from ldm.models import LATENT_CHANNELS, build_autoencoder, grow_autoencoder, load_autoencoder
+from sr3.loop import base_digest, digest, fit, generator, mixed, own_device
+from sr3.saving import open_to_others
 
 if TYPE_CHECKING:
     from ldm.train import AutoencoderConfig
@@ -49,22 +50,25 @@ def lower_bound(target: Tensor, output: Tensor, mean: Tensor, log_variance: Tens
 
 
 class Autoencoding(nn.Module):
-    """One forward pass of training: images, noise and its least standard deviation (N, 1, 1, 1) to output, mean and
-    log-variance. The latents get the noise of the posterior, or more where that is less than the least.
+    """One forward pass of training: images, noise and its least standard deviation (N, 1, 1, 1), in units of the
+    latents', to output, mean and log-variance. The latents get the noise of the posterior, or more where that is less
+    than the least.
 
-    With `decoder_only` the encoder is frozen: the latents, and so a U-Net that was trained on them, stay valid.
+    With `decoder_only` the encoder is frozen: the latents, and so a U-Net that was trained on them, stay valid. `std`
+    is the latents' standard deviation where it stays what it was; else it is that of the means at hand.
     """
 
-    def __init__(self, autoencoder: AutoencoderKL, decoder_only: bool = False) -> None:
+    def __init__(self, autoencoder: AutoencoderKL, decoder_only: bool = False, std: float | None = None) -> None:
         super().__init__()
-        self.autoencoder, self.decoder_only = autoencoder, decoder_only
+        self.autoencoder, self.decoder_only, self.std = autoencoder, decoder_only, std
         for part in (autoencoder.encoder, autoencoder.quant_conv):
             part.requires_grad_(not decoder_only)
 
     def forward(self, images: Tensor, noise: Tensor, least: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.decoder_only):
             posterior = self.autoencoder.encode(images).latent_dist
-        latents = posterior.mean + torch.maximum(posterior.std, least) * noise
+        std = posterior.mean.detach().std(correction=0) if self.std is None else self.std
+        latents = posterior.mean + torch.maximum(posterior.std, std * least) * noise
         return self.autoencoder.decode(latents).sample, posterior.mean, posterior.logvar
 
 
@@ -123,19 +127,22 @@ def reconstruction_loss(images: Tensor, output: Tensor, kl: Tensor, kl_weight: f
 def train_autoencoder(config: "AutoencoderConfig") -> None:
     """Train, and write OUT/vae with its scaling factor set so that latents have unit variance (it stays what it was
     where the latents stay, with `decoder_only` or more of them). Raises ValueError for `decoder_only` without `init`
-    or with more latents."""
+    or with more latents, and for a pack of which nothing is held out."""
     pictures, records, _ = load_pack(config.pack)
     seen = np.array([i for i, r in enumerate(records) if not r.held_out])
     weights = np.array([2.0 if records[i].everyday else 1.0 for i in seen])
     kept = np.array([i for i, r in enumerate(records) if r.held_out])[:256]
+    if not len(kept):
+        raise ValueError(f"{config.pack} has no drawings that are held out, which measure the autoencoder")
     device = resolve_device(own_device(config.loop.device))
     autoencoder, held = starting_autoencoder(config, pictures.shape[1])
     if config.decoder_only and (held or not config.init):
         raise ValueError("decoder_only keeps the encoder that it starts from: give init, a vae directory, and no more")
     first = held.to(device).config.latent_channels if held else 0
     autoencoder.set_attn_processor(AttnProcessor())
+    std = 1 / autoencoder.config.scaling_factor if config.decoder_only or held else None
     # contiguous: group norm's backward is slow on channels-last
-    model = Autoencoding(autoencoder, config.decoder_only).to(device)
+    model = Autoencoding(autoencoder, config.decoder_only, std).to(device)
     side = pictures.shape[1] // FACTOR
     latent = (autoencoder.config.latent_channels, side, side)
     held_out = to_tensor(placed_batch(pictures, records, kept, (config.seed, 1)))
@@ -148,7 +155,7 @@ def train_autoencoder(config: "AutoencoderConfig") -> None:
         noise = torch.randn((config.loop.batch_size, *latent), generator=draw)[rows].to(device)
         least = noise_levels(config.loop.batch_size, config.latent_noise, draw)[rows].to(device)
         with mixed(device):
-            output, mean, log_variance = run(images, noise, least / autoencoder.config.scaling_factor)
+            output, mean, log_variance = run(images, noise, least)
         terms = lower_bound(images, output.float(), mean.float(), log_variance.float())
         value = reconstruction_loss(images, output.float(), terms["kl"] / mean[0].numel(), config.kl_weight)
         if held:
@@ -161,13 +168,15 @@ def train_autoencoder(config: "AutoencoderConfig") -> None:
     @torch.no_grad()
     def on_save(step: int) -> dict[str, Tensor]:
         means = encode_all(autoencoder, ((held_out.permute(0, 2, 3, 1) + 1) * 127.5).round().byte().numpy())
-        std = float((means / autoencoder.config.scaling_factor).std())
-        if not (config.decoder_only or held):
-            autoencoder.register_to_config(scaling_factor=round(1 / std, 4))
+        found = float((means / autoencoder.config.scaling_factor).std())
+        if std is None:
+            autoencoder.register_to_config(scaling_factor=round(1 / found, 4))
         autoencoder.save_pretrained(config.out / "vae", max_shard_size="15MB")
+        open_to_others(config.out / "vae")
         output = autoencoder(held_out.to(device)).sample.float().cpu()
-        print(f"\nstep {step}: held-out PSNR {psnr(held_out, output):.2f} dB, latent std {std:.3f}", flush=True)
+        print(f"\nstep {step}: held-out PSNR {psnr(held_out, output):.2f} dB, latent std {found:.3f}", flush=True)
         pairs = torch.cat([held_out[:16], output[:16].clamp(-1, 1)]).add(1).div(2)
         return {"held_out": torch.cat([torch.cat(list(row), dim=2) for row in pairs.split(8)], dim=1)}
 
-    fit(model, loss, config, on_save, contents=digest(config.pack))
+    contents = digest(config.pack) | base_digest("init", config.init, config.out)
+    fit(model, loss, config, on_save, contents=contents)

@@ -21,6 +21,7 @@ from ldm.captions import Drawing
 from ldm.data import PLAIN, load_pack, place, sample_placement
 from ldm.loading import resolve_device
 from sr3.loop import digest, fit, mixed, own_device
+from sr3.saving import open_to_others
 
 if TYPE_CHECKING:
     from ldm.train import ClassifierConfig
@@ -118,12 +119,15 @@ def top_shares(scores: np.ndarray, answers: np.ndarray, ranks: tuple[int, ...] =
 
 
 def train_classifier(config: "ClassifierConfig") -> None:
-    """Train, and write OUT/classifier.safetensors with the names in its metadata."""
+    """Train, and write OUT/classifier.safetensors with the names in its metadata. Raises ValueError where the pack has
+    no drawings to train on."""
     pictures, records, _ = load_pack(config.pack)
     names = tuple(sorted({r.label for r in records if r.everyday or not config.everyday_only}))
     answer_of = {name: i for i, name in enumerate(names)}
     seen = [i for i, r in enumerate(records) if not r.held_out and r.label in answer_of]
     kept = [i for i, r in enumerate(records) if r.held_out and r.label in answer_of]
+    if not seen:
+        raise ValueError(f"{config.pack} has no drawings {'of everyday names ' * config.everyday_only}to train on")
     device = resolve_device(own_device(config.loop.device))
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
@@ -150,6 +154,7 @@ def train_classifier(config: "ClassifierConfig") -> None:
         config.out.mkdir(parents=True, exist_ok=True)
         tensors = {k: v.cpu().contiguous() for k, v in model.state_dict().items()}
         save_file(tensors, config.out / FILE, metadata={"names": json.dumps(names), "size": str(size)})
+        open_to_others(config.out / FILE)
         judge = load_judge(config.out)
         for what, chosen in (("seen", seen[:: max(len(seen) // 500, 1)]), ("held-out", kept)):
             if chosen:

@@ -25,7 +25,7 @@ from PIL import Image
 
 from ldm import stamps
 from ldm.captions import HUES, STYLES, Drawing
-from ldm.data import reduced, save_pack
+from ldm.data import FACTOR, reduced, save_pack
 
 NAMES_PACKAGE = "emojibase-data"
 VERSIONS = {
@@ -53,7 +53,7 @@ class CorpusConfig:
     stamps: Path | None = Path("~/.cache/sr3-cascade/debian")
     """Where Debian's package of stamps is kept, which takes apt-get to fetch; None for no stamps."""
     size: int = 64
-    """Pixels on a side of each packed drawing."""
+    """Pixels on a side of each drawing; a pack's must be a multiple of 8."""
     everyday_only: bool = False
     """Only the names in ldm/everyday.txt (a small file that travels)."""
 
@@ -241,6 +241,8 @@ def build(config: CorpusConfig) -> None:
         raise ValueError("nothing to do: give --pack FILE, --render FOLDER, or both")
     if config.size < 1:
         raise ValueError(f"size is {config.size}; it must be 1 or more")
+    if config.pack and config.size % FACTOR:
+        raise ValueError(f"size is {config.size}; a pack's must be a multiple of {FACTOR}")
     if config.pack:
         if config.pack.is_dir():
             raise ValueError(f"{config.pack} is a folder; the pack is a file")

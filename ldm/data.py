@@ -11,6 +11,8 @@ import numpy as np
 
 from ldm.captions import GROUNDS, HUES, Drawing
 
+FACTOR = 8  # pixels a latent, along each side
+
 
 def save_pack(path: Path, pictures: np.ndarray, records: Sequence[Drawing], manifest: list[dict[str, str]]) -> None:
     """Write uint8 RGBA pictures (N, S, S, 4), their records and where they come from as one safetensors file."""
@@ -24,7 +26,7 @@ def save_pack(path: Path, pictures: np.ndarray, records: Sequence[Drawing], mani
 
 
 def load_pack(path: Path) -> tuple[np.ndarray, list[Drawing], list[dict[str, str]]]:
-    """What `save_pack` wrote. Raises ValueError if the file is something else."""
+    """What `save_pack` wrote. Raises ValueError if the file is something else, or S no multiple of FACTOR."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -35,6 +37,12 @@ def load_pack(path: Path) -> tuple[np.ndarray, list[Drawing], list[dict[str, str
             pictures = file.get_tensor("pictures")
     except SafetensorError as error:
         raise ValueError(f"{path} is not a safetensors file: {error}") from None
+    square = pictures.ndim == 4 and pictures.shape[1] == pictures.shape[2] and pictures.shape[1] % FACTOR == 0
+    if pictures.dtype != np.uint8 or not square or pictures.shape[3] != 4:
+        raise ValueError(
+            f"{path} has pictures of {pictures.shape} {pictures.dtype}; they must be uint8 (N, S, S, 4), S a multiple "
+            f"of {FACTOR}"
+        )
     tuples = {"words", "tags", "tags_zh", "words_zh"}
     listed: list[dict[str, Any]] = json.loads(metadata["records"])
     for record in listed:

@@ -28,7 +28,7 @@ from ldm.models import (
     save,
     train_tokenizer,
 )
-from sr3.loop import digest, fit, generator, mixed, own_device
+from sr3.loop import base_digest, digest, fit, generator, mixed, own_device
 
 if TYPE_CHECKING:
     from ldm.train import DiffusionConfig
@@ -202,4 +202,5 @@ def train_diffusion(config: "DiffusionConfig") -> None:
         Image.fromarray((image.permute(1, 2, 0).numpy() * 255).round().astype("uint8")).save(config.out / "sheet.png")
         return {"prompts": image}
 
-    fit(model, loss, config, on_save, contents=digest(config.pack))
+    contents = digest(config.pack) | base_digest("autoencoder", config.autoencoder, config.out)
+    fit(model, loss, config, on_save, contents=contents | base_digest("init", config.init, config.out))

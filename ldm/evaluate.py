@@ -24,6 +24,7 @@ from ldm.folder import Captioned, read_captioned
 from ldm.loading import load, own_guidance, step_options
 from ldm.metrics import clip_score, load_clip, smallest_difference
 from ldm.schedulers import with_scheduler
+from sr3.mistakes import told
 from sr3.sets import LEAST, compare, inception_features
 
 SAME = 4.0  # root mean square difference in 8-bit levels, under which two pictures are called the same
@@ -253,9 +254,8 @@ def main(config: EvaluateConfig) -> int:
         print(table(results))
         if config.sheet:
             write_sheet(config.sheet, made[:64])
-    except (ValueError, OSError) as error:
-        print(f"ldm.evaluate: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    except Exception as error:
+        return told("ldm.evaluate", error, "a smaller --batch")
     return 0
 
 

@@ -17,8 +17,9 @@ from ldm.loading import GUIDANCE, load, own_guidance, resolve_device
 from ldm.preview import FILE as PREVIEW
 from ldm.preview import encode
 from ldm.schedulers import has_gammas
-from sr3.loop import fit, generator, mixed, own_device
+from sr3.loop import base_digest, fit, generator, mixed, own_device
 from sr3.memory import fast_dtype
+from sr3.saving import halved, open_to_others
 
 if TYPE_CHECKING:
     from ldm.train import FinetuneConfig
@@ -56,13 +57,16 @@ def encode_pictures(pipeline: DiffusionPipeline, pictures: list[Captioned], size
 
 @torch.no_grad()
 def encode_captions(pipeline: DiffusionPipeline, captions: list[str], device: torch.device) -> list[tuple[Tensor, ...]]:
-    """Of each caption the text's embeddings (L, D) and, for XL, the pooled one (P,); kept on the CPU."""
+    """Of each caption the text's embeddings (L, D) and, for XL, the pooled one (P,); kept on the CPU. Of the
+    empty caption they are zeros where the model's pipeline guides with zeros."""
     found = []
     for caption in captions:
         options = {"num_images_per_prompt": 1, "do_classifier_free_guidance": False}
         embeds = pipeline.encode_prompt(prompt=caption, device=device, **options)
         pooled = (embeds[2],) if isinstance(pipeline, StableDiffusionXLPipeline) else ()
-        found.append(tuple(e[0].float().cpu() for e in (embeds[0], *pooled)))
+        zeros = not caption and pipeline.config.get("force_zeros_for_empty_prompt")
+        kept = (e[0].float().cpu() for e in (embeds[0], *pooled))
+        found.append(tuple(map(torch.zeros_like, kept) if zeros else kept))
     return found
 
 
@@ -87,12 +91,14 @@ def save_result(pipeline: DiffusionPipeline, config: "FinetuneConfig") -> None:
 
         layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(pipeline.unet))
         type(pipeline).save_lora_weights(config.out / "lora", unet_lora_layers=layers)
+        open_to_others(config.out / "lora")
         return
     half = copy.copy(pipeline)
     for name, part in pipeline.components.items():
         if isinstance(part, nn.Module):
-            setattr(half, name, copy.deepcopy(part).to("cpu", torch.float16))
+            setattr(half, name, halved(part))
     half.save_pretrained(config.out / "pipeline", max_shard_size="2GB")
+    open_to_others(config.out / "pipeline")
     for name in (PREVIEW, GUIDANCE):  # the encoder is as it was, and so is its map
         file = Path(str(pipeline.config.get("_name_or_path", ""))) / name
         if file.is_file():
@@ -115,6 +121,11 @@ def finetune(config: "FinetuneConfig") -> None:
     and where OUT holds the state of a training on other pictures or captions."""
     if config.lora is not None and config.lora < 1:
         raise ValueError(f"lora is {config.lora}; it must be 1 or more")
+    if config.lora:
+        try:
+            import peft  # noqa: F401
+        except ImportError as error:
+            raise ValueError(f"lora needs peft: pip install '.[train]' ({error})") from None
     pictures = read_captioned(config.data)
     device = resolve_device(own_device(config.loop.device))
     narrow = config.lora and device.type == "cuda" and fast_dtype(device) == "bfloat16"
@@ -162,4 +173,5 @@ def finetune(config: "FinetuneConfig") -> None:
         Image.fromarray(pixels).save(config.out / "samples.png")
         return {"samples": image}
 
-    fit(unet, loss, config, on_save, contents=digests(config.data, pictures))
+    base = base_digest("init", Path(pipeline.config["_name_or_path"]), config.out)  # of a hub id, where it is cached
+    fit(unet, loss, config, on_save, contents=digests(config.data, pictures) | base)

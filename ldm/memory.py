@@ -36,7 +36,7 @@ def count_parts(folder: Path) -> dict[str, Counter[str]]:
     """`count_numbers` of each part of a pipeline's directory; variants are not counted."""
     counts = {}
     for name, entry in json.loads((folder / "model_index.json").read_text()).items():
-        if not isinstance(entry, list) or entry[0] is None:
+        if not isinstance(entry, list) or not entry or entry[0] is None:
             continue
         # model.safetensors or model-00001-of-00002.safetensors, but not model.fp16.safetensors
         files = [f for f in (folder / name).glob("*.safetensors") if f.name.count(".") == 1]

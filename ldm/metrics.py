@@ -28,7 +28,8 @@ def load_clip(model: str, allow_download: bool = False) -> tuple[Any, Any, Any]:
         clip = CLIPModel.from_pretrained(model, use_safetensors=True, **options).eval()
         reader, tokenizer = (kind.from_pretrained(model, **options) for kind in (CLIPImageProcessor, AutoTokenizer))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{model} is no CLIP model that can be loaded: {str(error).splitlines()[0]}") from None
+        line = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ValueError(f"{model} is no CLIP model that can be loaded: {line}") from None
     return clip, reader, tokenizer
 
 

@@ -1,6 +1,5 @@
 """The bundled model's parts: a KL autoencoder, a text encoder with its tokenizer, and a latent U-Net."""
 
-import copy
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,12 +16,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
 from ldm.loading import GUIDANCE
+from sr3.saving import halved, open_to_others
 
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 TEXT_LENGTH = 40
 TEXT_WIDTH = 192
 LATENT_CHANNELS = 12
-FACTOR = 8  # pixels a latent, along each side
 OWN_GUIDANCE = 4.0  # more makes the small model's colours garish
 NARROW = -6  # log-variance of the posterior to begin with: a wide one lets the decoder learn to ignore the latents
 
@@ -189,9 +188,8 @@ def assemble(
 
 def save(pipeline: StableDiffusionPipeline, folder: Path) -> None:
     """Write the pipeline's directory: float16, in shards of at most 15 MB. The pipeline itself stays as it is."""
-    vae, text_encoder, unet = (
-        copy.deepcopy(part).to(torch.float16) for part in (pipeline.vae, pipeline.text_encoder, pipeline.unet)
-    )
+    vae, text_encoder, unet = (halved(part) for part in (pipeline.vae, pipeline.text_encoder, pipeline.unet))
     half = assemble(vae, text_encoder, pipeline.tokenizer, unet)
     half.save_pretrained(folder, max_shard_size="15MB")
+    open_to_others(folder)
     (folder / GUIDANCE).write_text(json.dumps({"guidance_scale": OWN_GUIDANCE}) + "\n")

@@ -16,6 +16,9 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sr3.mistakes import told
+from sr3.saving import open_to_others
+
 FILE = "preview.safetensors"
 MEASURED = 200  # drawings that measure a map and are not fitted
 KERNEL = 3  # latents around each that its pixels are drawn from
@@ -142,27 +145,32 @@ class PreviewConfig:
     """How many to fit on; the next 200 measure the map."""
 
 
-def main(config: PreviewConfig) -> int:
+def write_map(config: PreviewConfig) -> None:
+    """Fit the map and write it. Raises ValueError for too few drawings, and where the model or they cannot be read."""
     from ldm.data import load_pack, place, sample_placement
-    from ldm.loading import ModelError, load
+    from ldm.loading import load
 
-    try:
-        autoencoder = load(config.model, "cpu").vae
-        pictures, records, _ = load_pack(config.pack)
-        if len(records) <= MEASURED or config.drawings < 1:
-            few = f"{config.drawings} of {len(records)} drawings"
-            raise ValueError(f"the map would be fitted to {few}, without the {MEASURED} that measure it: too few")
-    except (ModelError, ValueError, OSError) as error:
-        print(f"ldm.preview: {error}", file=sys.stderr)
-        return 2
+    autoencoder = load(config.model, "cpu").vae
+    pictures, records, _ = load_pack(config.pack)
+    if len(records) <= MEASURED or config.drawings < 1:
+        few = f"{config.drawings} of {len(records)} drawings"
+        raise ValueError(f"the map would be fitted to {few}, without the {MEASURED} that measure it: too few")
     order = np.random.default_rng(0).permutation(len(records))[: config.drawings + MEASURED]
     placed = [place(pictures[i], records[i], sample_placement(np.random.default_rng(i), records[i])) for i in order]
     images = torch.from_numpy(np.stack(placed)).permute(0, 3, 1, 2).float().div(127.5).sub(1)
     latents = torch.cat([encode(autoencoder, part) for part in images.split(128)])
     found = fit_map(latents[:-MEASURED], images[:-MEASURED])
     save_file({"weight": found.weight.half(), "bias": found.bias.half()}, config.model / FILE)
+    open_to_others(config.model / FILE)
     squared = ((found(latents[-MEASURED:]).clamp(-1, 1) - images[-MEASURED:]) ** 2).flatten(1).mean(1)
     print(f"{config.model / FILE}: {float(10 * (4 / squared).log10().mean()):.1f} dB on {MEASURED} other drawings")
+
+
+def main(config: PreviewConfig) -> int:
+    try:
+        write_map(config)
+    except Exception as error:
+        return told("ldm.preview", error, "a smaller number of --drawings")
     return 0
 
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 from degradation.arguments import from_json, parse_arguments
 from sr3.loop import LoopConfig
+from sr3.mistakes import told
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,5 @@ def _from_arguments(arguments: list[str]) -> Config:
 if __name__ == "__main__":
     try:
         main(_from_arguments(sys.argv[1:]))
-    except (ValueError, OSError) as error:
-        print(f"ldm.train: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+    except Exception as error:
+        sys.exit(told("ldm.train", error, "a smaller --loop.batch-size"))

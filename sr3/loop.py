@@ -20,8 +20,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sr3.memory import fast_dtype
+from sr3.saving import open_to_others
 
 Loss = Callable[[nn.Module, int, slice], tuple[Tensor, dict[str, float]]]
+BASE = "weights of --"
+SAMPLES, SAMPLE = 64, 2**16  # of each file of a base: how many are read, and how many bytes each
 NAMED = 5  # changes of each kind that a message names; then it counts
 # Of a training's settings, those that may be others when it goes on.
 FREE = {"out", "loop", "workers", "skip_bad", "checkpointing", "allow_download"}
@@ -80,6 +83,24 @@ def digest(file: Path) -> dict[str, str]:
     """A pack of data by its name, for `fit`'s `contents`."""
     with file.open("rb") as opened:
         return {file.name: hashlib.file_digest(opened, "sha256").hexdigest()[:16]}
+
+
+def base_digest(option: str, folder: Path | None, out: Path) -> dict[str, str]:
+    """The weights that a training starts from by the option's name, for `fit`'s `contents`: of a pipeline's directory
+    or of one of its parts, wherever it lies. Nothing of one below `out`, which the training may write over."""
+    if folder is None or folder.resolve().is_relative_to(out.resolve()):
+        return {}
+    index = folder / "model_index.json"
+    parts = [folder / name for name in json.loads(index.read_text())] if index.is_file() else [folder]
+    found = hashlib.sha256()
+    # model.safetensors or model-00001-of-00002.safetensors, but not model.fp16.safetensors
+    for file in sorted(f for part in parts for f in part.glob("*.safetensors") if f.name.count(".") == 1):
+        size = file.stat().st_size
+        with file.open("rb") as opened:
+            for at in range(0, size, max(size // SAMPLES, SAMPLE)):
+                opened.seek(at)
+                found.update(opened.read(SAMPLE))
+    return {f"{BASE}{option}": found.hexdigest()[:16]}
 
 
 def own_device(name: str) -> str:
@@ -142,9 +163,11 @@ class State:
             tensors |= {f"{i}.{k}": moments[k] for k in ("exp_avg", "exp_avg_sq", "step") if k in moments}
         buffers = {f"buffer.{name}": value for name, value in self.model.named_buffers()}
         temporary = path.with_name(path.name + ".part")
-        whole = {k: v.contiguous().clone() for k, v in (tensors | buffers).items()}
+        form = torch.contiguous_format
+        whole = {k: v.detach().to("cpu", copy=True, memory_format=form) for k, v in (tensors | buffers).items()}
         metadata = {"step": self.step, "trained": self.trained, "contents": self.contents}
         save_file(whole, temporary, metadata={k: json.dumps(v) for k, v in metadata.items()})
+        open_to_others(temporary)
         temporary.rename(path)
 
     def load(self, path: Path) -> None:
@@ -164,9 +187,11 @@ class State:
                 raise ValueError(
                     f"{path} is of a training with {name} {was!r}, not {now!r}; give another folder to write"
                 )
-        contents = json.loads(metadata.get("contents", "null"))
-        if contents and self.contents and contents != self.contents:
-            changes = _changes(contents, self.contents)
+        contents, now = json.loads(metadata.get("contents", "null")) or {}, self.contents or {}
+        unknown = {k for k in contents.keys() ^ now.keys() if k.startswith(BASE)}  # to one of both: of an earlier state
+        was, now = ({k: v for k, v in each.items() if k not in unknown} for each in (contents, now))
+        if was and now and was != now:
+            changes = _changes(was, now)
             raise ValueError(f"{path} is of a training on other data ({changes}); give another folder to write")
         keys = set(file.keys())
         weights = range(sum(key.endswith(".weight") and key[0].isdigit() for key in keys))
@@ -221,7 +246,8 @@ def fit(
     `loss(model, step, rows)` computes the loss of one step for the samples `rows` of its batch; everything random
     in it must follow from the step, so that an interrupted training equals an uninterrupted one. `on_save(step)`
     is called with the averaged weights in the model, and returns sample images (3, H, W) in [0, 1] by name. `clock`
-    tells seconds; that of the first of several processes decides. `contents` are digests of the data by name.
+    tells seconds; that of the first of several processes decides. `contents` are digests of the data, and of what is
+    started from, by name.
     Raises ValueError for numbers that `training.loop` cannot have, where OUT holds the state of another training or of
     one on other `contents`, and where the gradient is not finite: OUT then stays as it was last saved.
     """

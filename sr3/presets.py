@@ -1,14 +1,13 @@
 """The sizes in which SR3 is built, and its pipelines before training."""
 
-import copy
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
 from sr3.model import LowResEncoder, SR3UNet
 from sr3.pipeline import SR3Pipeline
+from sr3.saving import halved, open_to_others
 
 # The cosine schedule ends in pure noise; SR3's own is linear (arXiv 2104.07636, section 4, T = 2000).
 COSINE = {"num_train_timesteps": 1000, "beta_schedule": "squaredcos_cap_v2", "timestep_spacing": "trailing"}
@@ -72,6 +71,7 @@ def build(preset: Preset) -> SR3Pipeline:
 
 def save(pipeline: SR3Pipeline, folder: Path) -> None:
     """Write the pipeline's directory: float16, in shards of at most 15 MB. The pipeline itself stays as it is."""
-    encoder, unet = (copy.deepcopy(m).to(torch.float16) for m in (pipeline.encoder, pipeline.unet))
+    encoder, unet = (halved(m) for m in (pipeline.encoder, pipeline.unet))
     copied = SR3Pipeline(encoder, unet, pipeline.scheduler, **pipeline.sampling())
     copied.save_pretrained(folder, max_shard_size="15MB")
+    open_to_others(folder)

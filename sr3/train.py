@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from degradation.arguments import from_json, parse_arguments
 from sr3.data import Mix, draw_record, load_pack, make_sample
-from sr3.loop import LoopConfig, digest, fit, generator, mixed, own_device
+from sr3.loop import LoopConfig, base_digest, digest, fit, generator, mixed, own_device
+from sr3.mistakes import told
 from sr3.model import SCALE, LowResEncoder, SR3UNet
 from sr3.pipeline import SR3Pipeline, load, resolve_device
 from sr3.presets import PRESETS, Preset, build, save
@@ -232,7 +233,8 @@ def train(config: TrainConfig) -> SR3Pipeline:
         rows = [torch.cat(list(i), dim=2) for i in images]
         return {"low_res, high_res, samples": torch.cat(rows, dim=1).add(1).div(2).clamp(0, 1)}
 
-    fit(model, loss, config, on_save, contents=digest(config.data) if config.data.is_file() else None)
+    contents = digest(config.data) if config.data.is_file() else {}
+    fit(model, loss, config, on_save, contents=contents | base_digest("init", config.init, config.out))
     pool.shutdown()
     return load(config.out / "pipeline", "cpu", "float32")
 
@@ -244,9 +246,8 @@ def main() -> int:
         else:
             config = parse_arguments(TrainConfig, "sr3.train", __doc__)
         train(config)
-    except (ValueError, OSError) as error:
-        print(f"sr3.train: {error}", file=sys.stderr)
-        return 2
+    except Exception as error:
+        return told("sr3.train", error, "a smaller --loop.batch-size")
     return 0
 
 

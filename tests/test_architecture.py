@@ -32,13 +32,18 @@ def allowed(room: str, name: str, module: str) -> bool:
         case "sr3", ("data.py" | "evaluate.py" | "metrics.py"):
             return module.split(".")[0] == "degradation"
         case "ldm", ("train.py" | "autoencoder.py" | "diffusion.py" | "classifier.py" | "finetune.py"):
-            return module in ("sr3.loop", "sr3.memory")  # one training loop for all networks
+            # one training loop for all networks
+            return module in ("sr3.loop", "sr3.memory", "sr3.saving", "sr3.mistakes")
+        case "ldm", "models.py":
+            return module == "sr3.saving"
         case "ldm", ("memory.py" | "loading.py"):
             return module == "sr3.memory"  # how much is free, and in which numbers a device is fast
         case "ldm", "stamps.py":
             return module == "sr3.corpus"  # Debian's packages
         case "ldm", "evaluate.py":
-            return module == "sr3.sets"  # FID and its kin, for both
+            return module in ("sr3.sets", "sr3.mistakes")  # FID and its kin, for both
+        case "ldm", "preview.py":
+            return module in ("sr3.saving", "sr3.mistakes")
         case "service", ("cascade.py" | "describe.py" | "draw.py" | "preload.py" | "steps.py"):
             return module.split(".")[0] in ("sr3", "ldm")
         case "service", "upscale.py":

@@ -257,6 +257,13 @@ def test_a_package_cut_short_in_the_cache_is_named(packages, kept, tmp_path, cap
 def test_where_nothing_can_be_written_is_told_before_the_work(packages, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(ldm.corpus, "drawings", None)
     monkeypatch.setattr(ldm.corpus, "fetch", None)
+    for size, wanted in (
+        (0, "it must be 1 or more"),
+        (-8, "it must be 1 or more"),
+        (60, "a pack's must be a multiple of 8"),
+    ):
+        assert main(CorpusConfig(tmp_path / "p", cache=packages, size=size)) == 2
+        assert told(capsys) == f"size is {size}; {wanted}"
     (tmp_path / "file").write_text("")
     for pack, message in ((tmp_path, "is a folder"), (tmp_path / "file" / "p", str(tmp_path / "file"))):
         assert main(CorpusConfig(pack, cache=packages)) == 2

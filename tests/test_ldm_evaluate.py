@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from tokenizers import Tokenizer, models
 from transformers import (
     CLIPConfig,
@@ -21,11 +22,12 @@ from transformers import (
 )
 
 import ldm
+import ldm.evaluate
 from ldm.captions import Drawing
 from ldm.classifier import FEATURES, load_judge, to_images, top_shares
 from ldm.data import save_pack
 from ldm.evaluate import EvaluateConfig, Prompts, draw, main, measure, prompts_of, read_sets, table
-from ldm.metrics import clip_score, smallest_difference
+from ldm.metrics import clip_score, load_clip, smallest_difference
 from ldm.train import ClassifierConfig
 from ldm.train import main as train
 from sr3.loop import LoopConfig
@@ -69,13 +71,15 @@ def judged(pack, tmp_path_factory) -> Path:
     return out
 
 
-def test_the_classifier_learns_names_and_recognises_what_was_kept_out(pack, judged):
+def test_the_classifier_learns_names_and_recognises_what_was_kept_out(judged, tmp_path):
     judge = load_judge(judged)
     assert judge.names == ("blue card", "green card", "red card") and judge.size == 64
     plain = np.full((2, 128, 128, 3), 255, np.uint8)
     plain[0, 32:-32, 32:-32], plain[1, 32:-32, 32:-32] = (20, 20, 220), (220, 20, 20)  # larger: reduced by area
     features, scores = judge(plain)
     assert features.shape == (2, FEATURES) and scores.argmax(1).tolist() == [0, 2]
+    (tmp_path / "plain").touch()
+    assert (judged / "classifier.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_a_judge_that_is_none_is_named(tmp_path):
@@ -223,6 +227,15 @@ def test_clip_scores_are_cosines_of_the_real_library(clip):
         clip_score([], [], "nobody/nothing")
 
 
+def test_a_clip_model_that_fails_without_a_word_is_named(monkeypatch):
+    def failing(*arguments, **options):
+        raise OSError
+
+    monkeypatch.setattr(CLIPModel, "from_pretrained", failing)
+    with pytest.raises(ValueError, match="silent is no CLIP model that can be loaded: OSError"):
+        load_clip("silent")
+
+
 def test_any_model_against_a_folder_of_captioned_pictures(clip, tmp_path, capsys):
     for i in range(4):
         Image.fromarray(RNG(i).integers(0, 256, (50, 50, 3), np.uint8)).save(tmp_path / f"{i}.png")
@@ -271,6 +284,22 @@ def test_finished_columns_outlast_one_that_fails(pack, tmp_path, capsys):
     assert main(replace(config, out=tmp_path / "r.json")) == 2
     assert "5000" in capsys.readouterr().err
     assert list(json.loads((tmp_path / "r.json").read_text())) == ["DDIM, 1 steps"]
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), "out of memory; a smaller --batch takes less"),
+        (SafetensorError("I/O error"), "I/O error"),
+    ],
+)
+def test_what_ends_the_work_is_one_line_and_exit_code_2(error, message, pack, monkeypatch, capsys):
+    def failing(*arguments):
+        raise error
+
+    monkeypatch.setattr(ldm.evaluate, "measure", failing)
+    assert main(EvaluateConfig(pack, prompts=1, steps=(1,), diversity=0, device="cpu")) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"ldm.evaluate: {message}"
 
 
 def test_tables_have_a_column_for_each_sampler():

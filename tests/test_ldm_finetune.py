@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 import ldm
 import ldm.finetune
 from ldm.diffusion import denoising_loss, velocity
-from ldm.finetune import encode_pictures
+from ldm.finetune import encode_captions, encode_pictures
 from ldm.folder import read_captioned
 from ldm.loading import own_guidance
 from ldm.preview import FILE
@@ -83,6 +83,8 @@ def test_the_bundled_model_learns_a_new_thing(folder, tmp_path):
 def test_adapters_are_loaded_by_diffusers(folder, tmp_path):
     main(FinetuneConfig(str(ldm.BUNDLED), folder, tmp_path, lora=4, loop=LOOP))
     saved = load_file(tmp_path / "lora" / "pytorch_lora_weights.safetensors")
+    (tmp_path / "plain").touch()
+    assert len({f.stat().st_mode for f in (tmp_path / "plain", *tmp_path.rglob("*.safetensors"))}) == 1
     assert all("lora" in k for k in saved) and sum(v.numel() for v in saved.values()) < 200_000
     assert any(v.abs().max() > 0 for k, v in saved.items() if "lora_B" in k or "lora.up" in k)
     pipeline = ldm.load(device="cpu")
@@ -145,6 +147,30 @@ def test_a_folder_that_changed_is_no_folder_to_go_on_with(folder, tmp_path):
     assert (out / "state.safetensors").read_bytes() != state
 
 
+def test_another_model_of_the_same_name_is_no_base_to_go_on_from(folder, tmp_path):
+    for name, seed in (("alice", 1), ("bob", 2)):
+        model = build("stable_diffusion")
+        torch.nn.init.constant_(model.unet.conv_in.bias, seed)
+        model.save_pretrained(tmp_path / name / "sd")
+    config = FinetuneConfig(str(tmp_path / "alice/sd"), folder, tmp_path / "out", lora=2, size=16, loop=LOOP)
+    main(config)
+    with pytest.raises(ValueError, match=r"a training on other data \(changed: weights of --init\); give another"):
+        main(replace(config, init=str(tmp_path / "bob/sd")))
+    (tmp_path / "alice").rename(tmp_path / "carol")
+    main(replace(config, init=str(tmp_path / "carol/sd"), loop=replace(LOOP, steps=5)))
+
+
+def test_sdxl_learns_for_no_caption_what_it_is_drawn_with(tmp_path):
+    """Zeros where the model says so, as in the pipeline's own guidance."""
+    pipeline = build("stable_diffusion_xl")
+    for zeros in (True, False):
+        pipeline.register_to_config(force_zeros_for_empty_prompt=zeros)
+        empty, text = encode_captions(pipeline, ["", "a red apple"], torch.device("cpu"))
+        drawn = pipeline.encode_prompt("a cat", num_images_per_prompt=1, do_classifier_free_guidance=True)
+        assert torch.equal(empty[0], drawn[1][0]) and torch.equal(empty[1], drawn[3][0])
+        assert any(part.any() for part in empty) != zeros and all(part.any() for part in text)
+
+
 def test_pictures_are_squared_and_mirrored(folder):
     pipeline = ldm.load(device="cpu")
     found = read_captioned(folder)
@@ -190,6 +216,13 @@ def test_help_names_every_stage(flag, capsys):
         _from_arguments([flag])
     told = capsys.readouterr().out
     assert all(stage in told for stage in ("autoencoder", "diffusion", "classifier", "finetune"))
+
+
+def test_a_missing_package_is_told_before_anything_is_loaded(folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    monkeypatch.setattr(ldm.finetune, "load", None)
+    with pytest.raises(ValueError, match=r"lora needs peft: pip install '\.\[train\]' \(.*peft"):
+        main(FinetuneConfig(str(ldm.BUNDLED), folder, tmp_path / "out", lora=4, loop=LOOP))
 
 
 def test_what_is_not_trained_here_is_named(folder, tmp_path):

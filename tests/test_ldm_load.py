@@ -349,4 +349,6 @@ def test_headers_are_counted_and_other_files_named(tmp_path):
     with pytest.raises(ValueError, match="not a safetensors file"):
         count_numbers(tmp_path / "y.safetensors")
     assert 10 * 2**20 < free_memory(torch.device("cpu")) < 2**50
+    (tmp_path / "model_index.json").write_text('{"_class_name": "Any", "unet": [], "vae": [null, null]}')
+    assert count_parts(tmp_path) == {}
     assert sum(each["F16"] for each in count_parts(ldm.BUNDLED).values()) > 15e6

@@ -94,6 +94,12 @@ def test_the_command_writes_the_map_beside_the_weights(pipeline, tmp_path, capsy
     assert own_guidance(ldm.load(tmp_path / "model", "cpu")) == 4.0
     channels = pipeline.vae.config.latent_channels
     assert latent_map(ldm.load(tmp_path / "model", "cpu")).weight.shape == (192, channels, 3, 3)
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "model" / FILE).stat().st_mode == (tmp_path / "plain").stat().st_mode
+    (tmp_path / "model" / FILE).unlink()
+    (tmp_path / "model" / FILE).mkdir()  # no file can be written there
+    assert main(PreviewConfig(tmp_path / "pack", tmp_path / "model", drawings=20)) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("ldm.preview: ")
     assert main(PreviewConfig(tmp_path / "none", tmp_path / "model")) == 2
     assert "none" in capsys.readouterr().err
     save_pack(tmp_path / "few", pictures[:200], [Drawing("apple", "noto")] * 200, [])

@@ -1,8 +1,12 @@
 """Both stages: the mathematics, exact resume, the result as an ordinary pipeline, errors."""
 
 import json
+import resource
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +26,7 @@ from ldm.data import load_pack, save_pack
 from ldm.diffusion import shifted_timesteps, velocity
 from ldm.loading import ModelError, load
 from ldm.models import TEXT_LENGTH, TEXT_WIDTH, build_autoencoder, grow_autoencoder, grow_unet, train_tokenizer
-from ldm.train import STAGES, AutoencoderConfig, DiffusionConfig, FinetuneConfig, main
+from ldm.train import STAGES, AutoencoderConfig, ClassifierConfig, DiffusionConfig, FinetuneConfig, main
 from sr3.loop import LoopConfig
 
 LOOP = LoopConfig(steps=4, batch_size=4, warmup=1, device="cpu", save_every=2, log_every=1)
@@ -96,7 +100,7 @@ def test_noise_levels_leave_a_quarter_alone_and_reach_the_largest():
 
 def test_latents_get_the_least_noise_where_the_posterior_has_less():
     torch.manual_seed(0)
-    model = Autoencoding(build_autoencoder(32, 4)).eval()
+    model = Autoencoding(build_autoencoder(32, 4), std=2.0).eval()
     decoded: list[torch.Tensor] = []
     model.autoencoder.decode = lambda latents: (
         decoded.append(latents) or AutoencoderKL.decode(model.autoencoder, latents)
@@ -105,8 +109,11 @@ def test_latents_get_the_least_noise_where_the_posterior_has_less():
     with torch.no_grad():
         _, mean, log_variance = model(images, noise, torch.zeros(1, 1, 1, 1))
         model(images, noise, torch.full((1, 1, 1, 1), 9.0))
+        model.std = None
+        model(images, noise, torch.full((1, 1, 1, 1), 9.0))
     assert torch.allclose(decoded[0], mean + (0.5 * log_variance).exp())
-    assert torch.allclose(decoded[1], mean + 9)
+    assert torch.allclose(decoded[1], mean + 18)
+    assert torch.allclose(decoded[2], mean + 9 * mean.std(correction=0))
 
 
 def test_any_language_goes_through_the_tokenizer():
@@ -127,6 +134,12 @@ def test_the_result_is_an_ordinary_stable_diffusion_pipeline(stages):
     images = pipeline(["an apple"] * 3, num_inference_steps=2, generator=draw, output_type="np").images
     assert images.shape == (3, 32, 32, 3)
     assert np.allclose(images[0], images[1], atol=1e-4) and not np.allclose(images[0], images[2], atol=1e-2)
+
+
+def test_results_are_open_to_whom_the_umask_lets_in(stages, tmp_path):
+    (tmp_path / "plain").touch()
+    files = [file for out in stages for file in out.rglob("*.safetensors")]
+    assert len(files) >= 6 and {file.stat().st_mode for file in files} == {(tmp_path / "plain").stat().st_mode}
 
 
 def test_latents_have_unit_scale(stages):
@@ -175,6 +188,14 @@ def test_an_interrupted_autoencoder_equals_an_uninterrupted_one(pack, stages, tm
     assert equal(tmp_path, stages[0])
 
 
+def test_noise_on_latents_does_not_depend_on_when_a_training_is_saved(pack, tmp_path, monkeypatch):
+    config = AutoencoderConfig(pack, tmp_path / "whole", latent_channels=4, latent_noise=0.5, loop=LOOP)
+    main(config)
+    interrupted(ldm.autoencoder, monkeypatch, replace(config, out=tmp_path / "broken"))
+    main(replace(config, out=tmp_path / "rare", loop=replace(LOOP, save_every=4)))
+    assert equal(tmp_path / "broken", tmp_path / "whole") and equal(tmp_path / "rare", tmp_path / "whole")
+
+
 def test_an_interrupted_diffusion_equals_an_uninterrupted_one(pack, stages, tmp_path, monkeypatch):
     config = DiffusionConfig(pack, tmp_path, stages[0] / "vae", variants=2, loop=LOOP)
     interrupted(ldm.diffusion, monkeypatch, config)
@@ -192,6 +213,34 @@ def test_no_stage_goes_on_with_another_pack_of_the_same_name(pack, stages, tmp_p
     ):
         with pytest.raises(ValueError, match=r"a training on other data \(changed: drawings.safetensors\)"):
             main(config)
+
+
+def copied(folder: Path, to: Path, part: str = "") -> Path:
+    """A copy of a folder, elsewhere under its name, in which the weights of a part are halved."""
+    shutil.copytree(folder, to / folder.name)
+    for file in (to / folder.name / part).glob("*.safetensors"):
+        save_file({k: v / 2 for k, v in load_file(file).items()}, file, metadata={"format": "pt"})
+    return to / folder.name
+
+
+def test_no_stage_goes_on_from_another_base_of_the_same_name(pack, stages, tmp_path):
+    vae, pipeline = stages[0] / "vae", stages[1] / "pipeline"
+    moved, spoiled = copied(vae, tmp_path / "a", "none"), copied(vae, tmp_path / "b")
+    redrawn = copied(pipeline, tmp_path / "c", "unet")
+    loop = replace(LOOP, steps=1)
+    grown = AutoencoderConfig(pack, tmp_path / "ae", init=vae, loop=loop)
+    drawing = DiffusionConfig(pack, tmp_path / "diffusion", vae, init=pipeline, variants=1, loop=loop)
+    for config in (grown, drawing):
+        main(config)
+    for config, option in (
+        (replace(grown, init=spoiled), "init"),
+        (replace(drawing, init=redrawn), "init"),
+        (replace(drawing, autoencoder=spoiled), "autoencoder"),
+    ):
+        with pytest.raises(ValueError, match=rf"a training on other data \(changed: weights of --{option}\)"):
+            main(config)
+    main(replace(grown, init=moved, loop=replace(loop, steps=2)))
+    main(replace(drawing, autoencoder=moved, loop=replace(loop, steps=2)))
 
 
 def test_training_starts_from_given_weights(pack, stages, tmp_path):
@@ -232,6 +281,35 @@ def test_a_configuration_file_that_does_not_fit_says_where(text, message, tmp_pa
     (tmp_path / "c.json").write_text(text)
     with pytest.raises(ValueError, match=message):
         from_json(tmp_path / "c.json", **STAGES)
+
+
+@pytest.mark.parametrize(
+    ("side", "changes", "message"),
+    [
+        (20, {}, r"has pictures of \(2, 20, 20, 4\) uint8; they must be uint8 \(N, S, S, 4\), S a multiple of 8"),
+        (16, {}, "has no drawings that are held out, which measure the autoencoder"),
+        (16, {"everyday_only": True}, "has no drawings of everyday names to train on"),
+        (16, {"held_out": True}, "has no drawings to train on"),
+    ],
+)
+def test_a_pack_that_cannot_be_trained_on_is_named(side, changes, message, tmp_path):
+    records = [Drawing(name, "noto", held_out="held_out" in changes) for name in ("apple", "pear")]
+    save_pack(tmp_path / "p", np.zeros((2, side, side, 4), np.uint8), records, [])
+    everyday = {k: v for k, v in changes.items() if k == "everyday_only"}
+    config = ClassifierConfig(tmp_path / "p", tmp_path / "out", **everyday, loop=LOOP)
+    with pytest.raises(ValueError, match=f"p {message}"):
+        main(config if changes else AutoencoderConfig(tmp_path / "p", tmp_path / "out", loop=LOOP))
+
+
+def test_a_full_disk_is_one_line_and_exit_code_2(pack, tmp_path):
+    """As one that ends after a megabyte."""
+    full = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (2**20, 2**20))
+    options = ["--pack", pack, "--out", tmp_path, "--loop.steps", "1", "--loop.batch-size", "2", "--loop.device", "cpu"]
+    command = [sys.executable, "-m", "ldm.train", "classifier", *map(str, options)]
+    root = Path(__file__).parent.parent
+    failed = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=root, preexec_fn=full)
+    assert failed.returncode == 2 and "Traceback" not in failed.stderr
+    assert failed.stderr.splitlines()[-1].startswith("ldm.train: ") and "File too large" in failed.stderr
 
 
 def test_an_autoencoder_that_is_not_there_is_named_and_asked_of_no_hub(pack, tmp_path):

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sr3.loop import LoopConfig, _like, fit, generator, own_device
+from sr3.loop import LoopConfig, _like, base_digest, fit, generator, own_device
 
 LOOP = LoopConfig(steps=5, batch_size=4, warmup=1, learning_rate=0.01, device="cpu", save_every=2)
 
@@ -117,6 +117,42 @@ def test_other_data_is_told_by_name_and_not_by_the_thousand(tmp_path: Path) -> N
     fit(network(), squares, Config(tmp_path), lambda _: {}, contents=dict(reversed(first.items())))
     with pytest.raises(ValueError, match=r"other data \(gone: 000, 001, 002, 003, 004 and 94 more; changed: 099\);"):
         fit(network(), squares, Config(tmp_path), lambda _: {}, contents={"099": "y"})
+
+
+def pipeline(folder: Path, added: float) -> Path:
+    """A pipeline's directory with one part of 6 MB, to one number in a hundred of which something is added."""
+    (folder / "unet").mkdir(parents=True)
+    (folder / "model_index.json").write_text(
+        '{"_class_name": "Any", "unet": ["diffusers", "UNet"], "vae": [null, null]}'
+    )
+    values = torch.arange(1_500_000, dtype=torch.float32)
+    values[::100] += added
+    save_file({"weight": values}, folder / "unet" / "model.safetensors")
+    return folder
+
+
+def test_a_base_is_known_by_its_weights_wherever_it_lies(tmp_path: Path) -> None:
+    first, moved, other = (pipeline(tmp_path / name / "pipeline", name == "b") for name in "acb")
+    (moved / "unet" / "model.fp16.safetensors").write_bytes(b"a variant, which is not read")
+    (moved / "preview.safetensors").write_bytes(b"written later")
+    out = tmp_path / "out"
+    known = base_digest("init", first, out)
+    assert known == base_digest("init", moved, out) and len(known) == 1
+    assert known != base_digest("init", other, out) == base_digest("init", other, out)
+    assert base_digest("init", first / "unet", out) == known != base_digest("init", other / "unet", out)
+    assert base_digest("init", None, out) == base_digest("init", first, tmp_path / "a") == {}  # which it writes over
+
+
+def test_another_base_is_refused_but_not_by_a_state_that_knows_of_none(tmp_path: Path) -> None:
+    first, other = (pipeline(tmp_path / name / "pipeline", name == "b") for name in "ab")
+    data, config = {"pack": "x"}, Config(tmp_path / "out")
+    fit(network(), squares, config, lambda _: {}, contents=data)
+    known, wrong = (data | base_digest("init", folder, config.out) for folder in (first, other))
+    with pytest.raises(ValueError, match=r"other data \(changed: pack\)"):
+        fit(network(), squares, config, lambda _: {}, contents=known | {"pack": "y"})
+    fit(network(), squares, config, lambda _: {}, contents=known)
+    with pytest.raises(ValueError, match=r"of a training on other data \(changed: weights of --init\); give another"):
+        fit(network(), squares, config, lambda _: {}, contents=wrong)
 
 
 @pytest.mark.parametrize("minutes", [0.0, -1.0, float("nan")])

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 from safetensors.torch import load_file
 
@@ -330,6 +331,18 @@ def test_the_state_of_another_training_is_refused(pack, tmp_path, tiny):
         train(config)
 
 
+def test_another_pipeline_of_the_same_name_is_no_base_to_go_on_from(pack, tmp_path, tiny, small_pipeline):
+    small_pipeline.save_pretrained(tmp_path / "a" / "pipeline")
+    build(SMALL).save_pretrained(tmp_path / "b" / "pipeline")
+    loop = replace(LOOP, steps=1)
+    config = TrainConfig(pack, tmp_path / "out", init=tmp_path / "a" / "pipeline", crop_size=32, loop=loop)
+    train(config)
+    with pytest.raises(ValueError, match=r"a training on other data \(changed: weights of --init\)"):
+        train(replace(config, init=tmp_path / "b" / "pipeline"))
+    (tmp_path / "a").rename(tmp_path / "c")
+    train(replace(config, init=tmp_path / "c" / "pipeline", loop=replace(loop, steps=2)))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -353,6 +366,23 @@ def test_mistakes_are_one_line_and_exit_code_2(arguments, message, pack, tmp_pat
     assert sr3.train.main() == 2
     error = capsys.readouterr().err.strip()
     assert len(error.splitlines()) == 1 and error.startswith("sr3.train: ") and message in error
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), "out of memory; a smaller --loop.batch-size takes less"),
+        (SafetensorError("I/O error: No space left on device"), "I/O error: No space left on device"),
+    ],
+)
+def test_what_ends_a_training_is_one_line_and_exit_code_2(error, message, monkeypatch, capsys):
+    def failing(config):
+        raise error
+
+    monkeypatch.setattr(sr3.train, "train", failing)
+    monkeypatch.setattr(sys, "argv", ["train", "--data", "d", "--out", "o"])
+    assert sr3.train.main() == 2
+    assert capsys.readouterr().err == f"sr3.train: {message}\n"
 
 
 def test_batches_do_not_depend_on_how_they_are_shared(pack):

@@ -1,0 +1,20 @@
+"""How a program ends that cannot go on: what its user can change in one line, for both rooms."""
+
+import sys
+
+from safetensors import SafetensorError
+
+from sr3.memory import is_out_of_memory
+
+
+def told(prog: str, error: Exception, less: str) -> int:
+    """Exit code 2, after one line about a mistake, a file that cannot be read or written, or memory that ran out, of
+    which `less` would take less. Raises any other error."""
+    if isinstance(error, (ValueError, OSError, SafetensorError)):
+        line = " ".join(str(error).split()) or type(error).__name__
+    elif is_out_of_memory(error):
+        line = f"out of memory; {less} takes less"
+    else:
+        raise error
+    print(f"{prog}: {line}", file=sys.stderr)
+    return 2
