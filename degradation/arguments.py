@@ -42,7 +42,16 @@ def run_command(main: Callable[[Any], int], kind: Any, prog: str, description: s
     except ValueError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 2
-    return main(config)
+    try:
+        return main(config)
+    except KeyboardInterrupt:
+        return interrupted(prog)
+
+
+def interrupted(prog: str) -> int:
+    """The exit code of a program that Ctrl-C ends, after one line."""
+    print(f"{prog}: interrupted", file=sys.stderr)
+    return 130
 
 
 def from_json(path: Path, **stages: Any) -> Any:

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import tyro
 
-from degradation.arguments import parse_arguments
+from degradation.arguments import interrupted, parse_arguments
 from degradation.captions import parse_step
 from degradation.draw import sample_plan
 from degradation.drawing import legible
@@ -79,6 +79,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return interrupted("degradation.preview")
     return 0
 
 

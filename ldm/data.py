@@ -18,10 +18,13 @@ def save_pack(path: Path, pictures: np.ndarray, records: Sequence[Drawing], mani
     """Write uint8 RGBA pictures (N, S, S, 4), their records and where they come from as one safetensors file."""
     from safetensors.numpy import save_file
 
+    from sr3.saving import open_to_others
+
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".part")
     metadata = {"records": json.dumps([asdict(r) for r in records]), "manifest": json.dumps(manifest)}
     save_file({"pictures": pictures}, temporary, metadata=metadata)
+    open_to_others(temporary)
     temporary.rename(path)
 
 

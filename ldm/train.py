@@ -146,5 +146,5 @@ def _from_arguments(arguments: list[str]) -> Config:
 if __name__ == "__main__":
     try:
         main(_from_arguments(sys.argv[1:]))
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         sys.exit(told("ldm.train", error, "a smaller --loop.batch-size"))

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import numpy as np
 import tyro
 
-from degradation.arguments import parse_arguments
+from degradation.arguments import interrupted, parse_arguments
 from sr3.images import (
     SMALLEST_SIDE,
     VIEWS,
@@ -186,8 +186,7 @@ def main() -> int:
             warnings.filterwarnings("ignore", module=r"PIL\.")  # what is wrong with a picture is told in one line
             run(parse_arguments(Options, "sr3", __doc__))
     except KeyboardInterrupt:
-        print("sr3: interrupted", file=sys.stderr)
-        return 130
+        return interrupted("sr3")
     except ValueError as error:
         print(f"sr3: {error}", file=sys.stderr)
         return 2

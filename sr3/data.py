@@ -15,9 +15,12 @@ def save_pack(path: Path, crops: np.ndarray, manifest: list[dict[str, object]]) 
     """Write uint8 RGB crops (N, S, S, 3) and where they come from as one safetensors file."""
     from safetensors.numpy import save_file
 
+    from sr3.saving import open_to_others
+
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".part")
     save_file({"crops": crops}, temporary, metadata={"manifest": json.dumps(manifest)})
+    open_to_others(temporary)
     temporary.rename(path)
 
 

@@ -17,6 +17,7 @@ from degradation import PRESETS, crop_to_multiple, degrade
 from sr3 import reference, sets
 from sr3.images import LOSSY, SMALLEST_SIDE, SUFFIXES, VIEWS, ImageError, check_writable, format_of, read, read_folder
 from sr3.metrics import consistency, ms_ssim, psnr, ssim, ssimulacra2
+from sr3.mistakes import told
 from sr3.model import SCALE
 from sr3.peers import Upscaler, check_peer, peer
 from sr3.perceptual import FILES, distances
@@ -314,9 +315,8 @@ def main() -> int:
             asked = asdict(config) | {"consistency": projections(config)}
             settings = {k: str(v) if isinstance(v, Path) else v for k, v in asked.items()}
             config.out.write_text(json.dumps({"settings": settings, "mean": results, "pictures": values}, indent=1))
-    except (ValueError, OSError) as error:
-        print(f"sr3.evaluate: {error}", file=sys.stderr)
-        return 2
+    except (Exception, KeyboardInterrupt) as error:
+        return told("sr3.evaluate", error, "a smaller --max-side")
     return 0
 
 

@@ -273,6 +273,7 @@ def fit(
     writer = _writer(out / "logs") if rank == 0 else None
     bar = tqdm(total=config.steps, initial=state.step, disable=rank != 0, mininterval=5, smoothing=0.05)
     ends = None if config.minutes is None else clock() + 60 * config.minutes
+    scalars: dict[str, float] = {}
     model.train()
     while state.step < config.steps and not (ends is not None and _first_says(clock() >= ends, state, world)):
         value, scalars = loss(run, state.step, rows)
@@ -295,6 +296,8 @@ def fit(
     bar.close()
     if rank == 0:
         _save(state, state_path, on_save, writer)
+        last = "".join(f", {name} {scalar:.3g}" for name, scalar in scalars.items())
+        print(f"{out}: step {state.step} of {config.steps}{last}")
     if world > 1:
         torch.distributed.barrier()  # nobody reads what the first process is still writing
     return state

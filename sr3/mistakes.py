@@ -4,12 +4,15 @@ import sys
 
 from safetensors import SafetensorError
 
+from degradation.arguments import interrupted
 from sr3.memory import is_out_of_memory
 
 
-def told(prog: str, error: Exception, less: str) -> int:
+def told(prog: str, error: BaseException, less: str) -> int:
     """Exit code 2, after one line about a mistake, a file that cannot be read or written, or memory that ran out, of
-    which `less` would take less. Raises any other error."""
+    which `less` would take less; that of `interrupted` for Ctrl-C. Raises any other error."""
+    if isinstance(error, KeyboardInterrupt):
+        return interrupted(prog)
     if isinstance(error, (ValueError, OSError, SafetensorError)):
         line = " ".join(str(error).split()) or type(error).__name__
     elif is_out_of_memory(error):

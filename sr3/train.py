@@ -246,7 +246,7 @@ def main() -> int:
         else:
             config = parse_arguments(TrainConfig, "sr3.train", __doc__)
         train(config)
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         return told("sr3.train", error, "a smaller --loop.batch-size")
     return 0
 

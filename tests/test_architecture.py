@@ -34,7 +34,7 @@ def allowed(room: str, name: str, module: str) -> bool:
         case "ldm", ("train.py" | "autoencoder.py" | "diffusion.py" | "classifier.py" | "finetune.py"):
             # one training loop for all networks
             return module in ("sr3.loop", "sr3.memory", "sr3.saving", "sr3.mistakes")
-        case "ldm", "models.py":
+        case "ldm", ("models.py" | "data.py"):
             return module == "sr3.saving"
         case "ldm", ("memory.py" | "loading.py"):
             return module == "sr3.memory"  # how much is free, and in which numbers a device is fast

@@ -41,6 +41,15 @@ def test_a_mistake_is_one_line(arguments, message, monkeypatch, capsys):
     assert said.out == "" and said.err.startswith("us: ") and said.err.count("\n") == 1 and message in said.err
 
 
+def test_an_interruption_is_one_line_and_code_130(monkeypatch, capsys):
+    def interrupt(options: Options) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["us", "--path", "a"])
+    assert run_command(interrupt, Options, "us") == 130
+    assert capsys.readouterr() == ("", "us: interrupted\n")
+
+
 def test_help_is_help(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["us", "--help"])
     with pytest.raises(SystemExit) as stop:

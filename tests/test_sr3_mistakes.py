@@ -24,6 +24,11 @@ def test_a_mistake_is_one_line_and_exit_code_2(error: Exception, line: str, caps
     assert capsys.readouterr() == ("", f"us: {line}\n")
 
 
+def test_an_interruption_is_one_line_and_code_130(capsys: pytest.CaptureFixture[str]) -> None:
+    assert told("us", KeyboardInterrupt(), "a smaller batch") == 130
+    assert capsys.readouterr() == ("", "us: interrupted\n")
+
+
 @pytest.mark.parametrize("error", [RuntimeError("shape"), KeyError("a"), ZeroDivisionError()])
 def test_any_other_error_is_a_fault_of_ours(error: Exception) -> None:
     with pytest.raises(type(error)) as raised:

@@ -5,14 +5,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ldm
+import ldm.data
 import ldm.finetune
 import ldm.models
+import sr3.data
 import sr3.loop
 from ldm.train import FinetuneConfig
 from sr3.loop import LoopConfig, State
@@ -102,6 +105,8 @@ def test_what_is_saved_is_open_to_whom_the_umask_lets_in(
         State(nn.Linear(2, 2), CONFIG).save(tmp_path / "state.safetensors")
         save(small_pipeline, tmp_path / "sr3")
         ldm.models.save(ldm.load(device="cpu"), tmp_path / "ldm")
+        sr3.data.save_pack(tmp_path / "crops", np.zeros((1, 8, 8, 3), np.uint8), [])
+        ldm.data.save_pack(tmp_path / "drawings", np.zeros((1, 8, 8, 4), np.uint8), [], [])
     finally:
         assert os.umask(before) == mask
     files = [file for file in tmp_path.rglob("*") if file.is_file()]
