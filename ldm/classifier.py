@@ -21,6 +21,7 @@ from ldm.captions import Drawing
 from ldm.data import PLAIN, load_pack, place, sample_placement
 from ldm.loading import resolve_device
 from sr3.loop import digest, fit, mixed, own_device
+from sr3.mistakes import first_line
 from sr3.saving import open_to_others
 
 if TYPE_CHECKING:
@@ -181,5 +182,5 @@ def load_judge(folder: Path) -> Judge:
         model = Classifier(len(names))
         model.load_state_dict(tensors)
     except (SafetensorError, KeyError, RuntimeError) as error:
-        raise ValueError(f"{path} is no classifier of drawings: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"{path} is no classifier of drawings: {first_line(error)}") from None
     return Judge(model.eval(), names, int(metadata["size"]))

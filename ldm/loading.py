@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 
 from ldm.memory import check_memory, free_memory
 from sr3.memory import fast_dtype
+from sr3.mistakes import first_line
 
 DTYPES = ("float32", "bfloat16", "float16")
 OFFLOADS = ("none", "model", "sequential")
@@ -36,11 +37,6 @@ def resolve_device(device: str) -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def first_line(error: BaseException) -> str:
-    """What an exception says, or its kind where it says nothing."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _text_encoders(folder: Path, dtype: torch.dtype) -> dict[str, transformers.PreTrainedModel | None]:

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from sr3.mistakes import first_line
+
 
 def smallest_difference(pictures: np.ndarray) -> float:
     """The root mean square difference, in 8-bit levels, of the two pictures of uint8 (N, H, W, 3) that are closest."""
@@ -28,8 +30,7 @@ def load_clip(model: str, allow_download: bool = False) -> tuple[Any, Any, Any]:
         clip = CLIPModel.from_pretrained(model, use_safetensors=True, **options).eval()
         reader, tokenizer = (kind.from_pretrained(model, **options) for kind in (CLIPImageProcessor, AutoTokenizer))
     except (OSError, ValueError) as error:
-        line = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise ValueError(f"{model} is no CLIP model that can be loaded: {line}") from None
+        raise ValueError(f"{model} is no CLIP model that can be loaded: {first_line(error)}") from None
     return clip, reader, tokenizer
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sr3 import reference
 from sr3.images import to_tensor, to_uint8
+from sr3.mistakes import first_line
 from sr3.model import SCALE, upsample
 from sr3.pipeline import SR3Pipeline, resolve_device
 
@@ -121,7 +122,7 @@ def spandrel_file(path: Path, device: torch.device) -> Upscaler:
     try:
         model = spandrel.ModelLoader(device).load_from_file(path)
     except (spandrel.UnsupportedModelError, ValueError, OSError) as error:
-        raise PeerError(f"{path} cannot be loaded by spandrel: {str(error).splitlines()[0]}") from None
+        raise PeerError(f"{path} cannot be loaded by spandrel: {first_line(error)}") from None
     if not isinstance(model, spandrel.ImageModelDescriptor) or model.scale != SCALE:
         raise PeerError(f"{path} is not a x{SCALE} upscaler ({model.architecture.name}, x{model.scale})")
     return from_network(model.eval(), device, path.name)
@@ -136,7 +137,7 @@ def diffusers_folder(path: Path, device: torch.device, seed: int) -> Upscaler:
     try:
         pipeline: Any = DiffusionPipeline.from_pretrained(path, local_files_only=True, use_safetensors=True).to(device)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise PeerError(f"{path} cannot be loaded by diffusers: {str(error).splitlines()[0]}") from None
+        raise PeerError(f"{path} cannot be loaded by diffusers: {first_line(error)}") from None
     pipeline.set_progress_bar_config(disable=True)
     takes = inspect.signature(pipeline.__call__).parameters
     if "image" not in takes:

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sr3.mistakes import first_line
+
 ALEXNET_FILE, LPIPS_LAYERS = "alexnet-owt-7be5be79.pth", "alex.pth"
 VGG16_FILE, DISTS_LAYERS = "vgg16-397923af.pth", "weights.pt"
 FILES = {"LPIPS": (ALEXNET_FILE, LPIPS_LAYERS), "DISTS": (VGG16_FILE, DISTS_LAYERS)}  # that each needs
@@ -38,7 +40,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         values = torch.load(path, map_location="cpu", weights_only=True)
         return {name: value.detach() for name, value in values.items()}
     except Exception as error:
-        raise ValueError(f"{path} is no file of network weights: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"{path} is no file of network weights: {first_line(error)}") from None
 
 
 def _named(path: Path, names: Iterable[str]) -> dict[str, Tensor]:
@@ -55,7 +57,7 @@ def _filled(network: Network, path: Path) -> Network:
     try:
         network.load_state_dict(_named(path, network.state_dict()))
     except RuntimeError as error:
-        raise ValueError(f"{path} does not fit the network: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"{path} does not fit the network: {first_line(error)}") from None
     return network.eval().requires_grad_(False)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from sr3 import memory
 from sr3.images import SMALLEST_SIDE, VIEWS, to_tensor, to_uint8
 from sr3.memory import Plan, fast_dtype
+from sr3.mistakes import first_line
 from sr3.model import SCALE, LowResEncoder, SR3UNet, estimate, reduce, upsample
 from sr3.process import Noise, augment, project, scheduler_gamma
 from sr3.tiling import Tiling, count, evaluate
@@ -290,7 +291,7 @@ def resolve_device(device: str) -> torch.device:
         try:
             torch.empty(1, device=device)
         except (RuntimeError, AssertionError) as error:  # of a torch without CUDA
-            raise ModelError(f"device is {device!r}, which cannot be used: {str(error).splitlines()[0]}") from None
+            raise ModelError(f"device is {device!r}, which cannot be used: {first_line(error)}") from None
         return torch.device(device)
     if torch.cuda.is_available():
         return torch.device("cuda")
@@ -317,7 +318,7 @@ def load(model: str | Path | None = None, device: str = "auto", dtype: str | tor
             folder, dtype=getattr(torch, chosen), use_safetensors=True, local_files_only=True
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from None
+        raise ModelError(f"{folder} cannot be loaded: {first_line(error)}") from None
     for network in (pipeline.encoder, pipeline.unet):
         network.to(memory_format=torch.channels_last)
     return pipeline.to(place)
