@@ -66,6 +66,8 @@ class Pipeline:
     def set_progress_bar_config(self, disable: bool) -> None:
         assert disable
 
+    def maybe_free_model_hooks(self) -> None: ...
+
     def _steps(self, count: int, callback_on_step_end: StepEnd) -> None:
         for step in range(count):
             self.steps_run.append(step)
