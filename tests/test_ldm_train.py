@@ -339,7 +339,7 @@ def test_wrong_models_are_named(stages, tmp_path, caplog):
     weights.write_bytes(b"not weights")
     with pytest.raises(ModelError, match="cannot be loaded"):
         load(spoiled)
-    with pytest.raises(ModelError, match="nobody/nothing is not in the hub.s cache"):
+    with pytest.raises(ModelError, match="nobody/nothing is not in the hub's cache"):
         load("nobody/nothing")
 
 
