@@ -35,7 +35,9 @@ def main(argv: Sequence[str], cascade_factory: CascadeFactory = load_cascade) ->
         return _fail(str(error))
     except OSError as error:
         place = f"{settings.host}:{settings.port}"
-        return _fail(f"cannot listen on {place}: {error.strerror or error}; choose with SERVICE_HOST, SERVICE_PORT")
+        number = error.errno or 0
+        reason = os.strerror(number) if number > 0 else error.strerror  # which is a resolver's
+        return _fail(f"cannot listen on {place}: {reason or error}; choose with SERVICE_HOST, SERVICE_PORT")
     with listener:
         return _serve(settings, listener, cascade_factory)
 

@@ -104,9 +104,9 @@ def _add_middleware(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
         seconds=settings.request_timeout,
         paced=settings.max_upload_bytes,
     )
-    origins = [origin.strip() for origin in settings.cors_origins.split(",") if origin.strip()]
-    if origins:
-        exposed = ["Seed", "Server-Timing", "Location", "Retry-After", REQUEST_ID]
+    if origins := settings.origins:
+        exposed = ["Seed", "Server-Timing", "Location", "Request-Location", "Retry-After", "Preference-Applied"]
+        exposed += ["Content-Disposition", REQUEST_ID]
         app.add_middleware(
             CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=exposed
         )

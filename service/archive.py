@@ -16,6 +16,7 @@ from service.storage import Place
 MAX_FILES = 100_000
 MAX_DIRECTORY = 1 << 25  # bytes of an archive's directory, of which zipfile takes eight times as many of memory
 _EPOCH = (1980, 1, 1, 0, 0, 0)
+_SAID_UTF8 = 0x800  # a flag of an entry
 _PART = 1 << 20
 _DRIVE = re.compile("[A-Za-z]:")
 # Others zipfile unpacks to their end at once, however much that is, and whatever size their headers tell.
@@ -94,16 +95,25 @@ def _content(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Iterator[bytes
         raise BadArchive(f"{entry.filename[:100]} is damaged, or packed in a way that is not known: {error}") from error
 
 
+def _name(entry: zipfile.ZipInfo) -> str:
+    """The entry's name: UTF-8 where it can be that, as Info-ZIP writes it without saying so, else what zipfile takes
+    it for, the old code page of DOS."""
+    try:
+        return entry.filename if entry.flag_bits & _SAID_UTF8 else entry.filename.encode("cp437").decode()
+    except UnicodeError:
+        return entry.filename
+
+
 def _taken(entry: zipfile.ZipInfo) -> bool:
     link = entry.external_attr >> 16 & 0o170000 == 0o120000
-    parts = PurePosixPath(entry.filename).parts
+    parts = PurePosixPath(_name(entry)).parts
     hidden = any((part.startswith(".") and part != "..") or part == "__MACOSX" for part in parts)
     return bool(parts) and not (entry.is_dir() or link or hidden)
 
 
 def _key(entry: zipfile.ZipInfo) -> str:
     """The entry's name as a key; BadArchive for one that is absolute, climbs or is no text."""
-    name = entry.filename
+    name = _name(entry)
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\\" in name or _DRIVE.match(name):
         raise BadArchive(f"{name[:100]!r} is a name that leads elsewhere")

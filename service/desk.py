@@ -70,9 +70,9 @@ class Desk:
             if self._jobs is not None:
                 self._jobs.close()
 
-    def upload_place(self, id: str, name: str) -> Place:
-        """Where an uploaded job keeps its `in` and `out`."""
-        return open_place(f"{self.settings.uploads_place()}/{id}/{name}")
+    def upload_place(self, id: str, name: str = "") -> Place:
+        """Where an uploaded job keeps its `in` and `out`, and that of both."""
+        return open_place(f"{self.settings.uploads_place()}/{id}/{name}".rstrip("/"))
 
     def results(self, id: str) -> Iterator[tuple[str, Iterator[bytes]]]:
         """The names and contents of what a job has made, and of its manifest, which says what is missing: moved or

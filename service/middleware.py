@@ -95,13 +95,17 @@ class BodyLimit:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         limit = self.others.get(scope["path"], self.max_bytes)
-        announced = Headers(scope=scope).get("content-length", "")
+        headers = Headers(scope=scope)
+        announced, coding = headers.get("content-length", ""), headers.get("content-encoding", "identity")
         seconds = self.seconds * max(1.0, limit / self.paced)
         deadline = asyncio.get_running_loop().time() + seconds
         received, whole = 0, False
 
         async def receive_within_limit() -> Message:
             nonlocal received, whole
+            if coding.lower() not in ("", "identity"):
+                detail = f"the body is encoded as {coding[:100]}; it is taken as it is alone"
+                raise Problem(415, detail, headers={"Accept-Encoding": "identity"})
             try:
                 async with asyncio.timeout_at(None if whole else deadline):  # what comes then is that the client goes
                     message = await receive()

@@ -109,7 +109,7 @@ def read_metadata(data: bytes, max_pixels: int = MAX_PIXELS) -> dict[str, str]:
     """What `encode_picture` wrote into a file; other programs' `parameters` too. Raises InvalidPicture, also for more
     pixels: those of a PNG are decoded on the way to the text behind them."""
     try:
-        with Image.open(io.BytesIO(data), formats=WRITTEN) as file:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as file:
             width, height = file.size
             if width * height > max_pixels:
                 limit = f"at most {max_pixels / 1e6:g} megapixels are accepted"
@@ -125,7 +125,7 @@ def read_metadata(data: bytes, max_pixels: int = MAX_PIXELS) -> dict[str, str]:
         raise InvalidPicture(f"the picture is too large: {error}", too_large=True) from error
     except Exception as error:  # Pillow raises many kinds for broken files
         reason = f"{error}".split("<", 1)[0].strip() or type(error).__name__
-        raise InvalidPicture(f"the picture cannot be read: {reason}; accepted are {', '.join(WRITTEN)}") from error
+        raise InvalidPicture(f"the picture cannot be read: {reason}; accepted are {', '.join(FORMATS)}") from error
 
 
 def _with_comment(exif: bytes | None, text: Mapping[str, str]) -> bytes:

@@ -14,6 +14,7 @@ from service.openapi import accepted_by
 from service.schemas import FieldError, ProblemBody
 
 MEDIA_TYPE = "application/problem+json"
+_UNPARSED = "There was an error parsing the body"  # FastAPI's
 _GOT_CHARS = 120
 
 
@@ -40,7 +41,7 @@ def shown(value: object) -> str:
     """What a client sent, as JSON text, shortened; safe to send whatever it is."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     if len(text) > _GOT_CHARS:
-        text = f"{text[:_GOT_CHARS]}… ({len(text)} characters)"
+        text = f"{text[:_GOT_CHARS]}… ({len(value) if isinstance(value, str) else len(text)} characters)"
     return _utf8(text)
 
 
@@ -66,6 +67,8 @@ def _named(request: Request, error: StarletteHTTPException) -> Problem:
     elif error.status_code == 405:
         allowed = (headers or {}).get("Allow", "another method")
         detail = f"{request.url.path} does not take {request.method}; it takes {allowed}"
+    elif error.detail == _UNPARSED:
+        detail = "the body cannot be read as JSON: it must be UTF-8, of moderate depth and with numbers of usual length"
     else:
         detail = str(error.detail)
     return Problem(error.status_code, detail, headers=headers)

@@ -40,7 +40,7 @@ def generate_router(settings: Settings) -> APIRouter:
     if TYPE_CHECKING:
         from service.schemas import GenerateBody as LimitedBody
     else:
-        LimitedBody = generate_body(settings.max_prompt_chars, settings.max_images)
+        LimitedBody = generate_body(settings.max_prompt_chars, settings.most_images)
 
     async def generate(
         request: Request,
@@ -105,5 +105,5 @@ def most_base_pixels(settings: Settings, info: ModelInfo) -> int:
 
 
 def _refused(field: str, got: object, accepted: str) -> Problem:
-    message = "the base model does not take it"
+    message = f"the {'super-resolution' if field.startswith('sr_') else 'base'} model does not take it"
     return bad_fields([FieldError(location="body", field=field, message=message, got=shown(got), accepted=accepted)])

@@ -48,9 +48,10 @@ def health_router(settings: Settings) -> APIRouter:
     async def info(request: Request, client: Client) -> dict[str, Any]:
         """The loaded models, what they take, and this server's limits and defaults."""
         pool: Pool = request.app.state.pool
-        names = ("base_steps", "sr_steps", "aug_level", "guidance_scale", "max_prompt_chars", "max_images")
+        names = ("base_steps", "sr_steps", "aug_level", "guidance_scale", "max_prompt_chars")
         limits = ("max_input_pixels", "max_upload_bytes", "max_pixels", "queue_size", "request_timeout")
         shown = {name: getattr(settings, name) for name in (*names, *limits)}
-        return asdict(pool.info) | {"settings": shown | {"max_base_pixels": most_base_pixels(settings, pool.info)}}
+        most = {"max_images": settings.most_images, "max_base_pixels": most_base_pixels(settings, pool.info)}
+        return asdict(pool.info) | {"settings": shown | most}
 
     return router

@@ -249,8 +249,7 @@ def _add_steering(router: APIRouter, desk: Desk) -> None:
             raise Problem(409, f"job {id} still has pictures in hand; try again when they are done")
         _asked(lambda: desk.jobs.delete(id))
         if status.upload:
-            desk.upload_place(id, "in").clear()
-            desk.upload_place(id, "out").clear()
+            desk.upload_place(id).clear()
 
 
 def _known(desk: Desk) -> Callable[[str, str | None], str]:
@@ -274,7 +273,7 @@ def _unpacked(desk: Desk, file: IO[bytes], query: JobSettings, owner: str | None
         return _asked(lambda: desk.jobs.create(spec, True, id, owner))
     except BaseException as error:
         with suppress(StorageError):
-            source.clear()
+            desk.upload_place(id).clear()
         if isinstance(error, BadArchive):
             status = 413 if isinstance(error, TooLarge) else 415 if isinstance(error, NoArchive) else 422
             raise Problem(status, str(error)) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import re
 import secrets
 from collections.abc import AsyncGenerator
 from typing import Annotated, Any
@@ -21,6 +22,8 @@ from service.routes_generate import ERRORS, check_size
 from service.schemas import FieldError, OpenAIBody
 from service.security import authenticated, counted
 from service.settings import Settings
+
+_SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 
 
 def openai_router(settings: Settings) -> APIRouter:
@@ -57,8 +60,8 @@ def openai_router(settings: Settings) -> APIRouter:
             accepted = f"text of 1 to {settings.max_prompt_chars} characters"
             raise _refused("prompt", body.prompt, "it is too short or too long", accepted)
         number = body.n or 1
-        if number > settings.max_images:
-            raise _refused("n", number, "too many", f"1 to {settings.max_images}")
+        if number > settings.most_images:
+            raise _refused("n", number, "too many", f"1 to {settings.most_images}")
         seed = secrets.randbelow(2**32) if body.seed is None else body.seed
         wanted = sized(GenerateRequest(prompt, seed), body.size or "auto", info)
         quality = 95 if body.output_compression is None else body.output_compression
@@ -96,7 +99,8 @@ def sized(wanted: GenerateRequest, size: str, info: ModelInfo) -> GenerateReques
 
     if size == "auto":
         return wanted
-    width, height = (int(side) for side in size.split("x"))
+    written = _SIZE.fullmatch(size)
+    width, height = (int(side) for side in written.groups()) if written else (0, 0)
     for upscale in (1, 4, 16):
         if (width, height) == (info.width * upscale, info.height * upscale):
             return replace(wanted, upscale=upscale)
@@ -104,7 +108,7 @@ def sized(wanted: GenerateRequest, size: str, info: ModelInfo) -> GenerateReques
     for upscale in (4, 16, 1):
         base = width // upscale, height // upscale
         exact = (base[0] * upscale, base[1] * upscale) == (width, height)
-        near = all(info.width / 2 <= side <= info.width * 2 for side in base)
+        near = written and all(info.width / 2 <= side <= info.width * 2 for side in base)
         if multiple and exact and near and not (base[0] % multiple or base[1] % multiple):
             return replace(wanted, upscale=upscale, width=base[0], height=base[1])
     own = ", ".join(f"{info.width * scale}x{info.height * scale}" for scale in (1, 4, 16))

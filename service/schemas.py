@@ -176,14 +176,10 @@ class OpenAIBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    prompt: str = Field(
-        min_length=1, max_length=100_000, pattern=_NO_CONTROL, description="what to draw", examples=["a red apple"]
-    )
+    prompt: str = Field(max_length=100_000, pattern=_NO_CONTROL, description="what to draw", examples=["a red apple"])
     n: int | None = Field(default=1, ge=1, le=8, description="how many pictures", examples=[1])
     size: str | None = Field(
         default="auto",
-        max_length=20,
-        pattern=r"^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$",
         description="auto is the base picture ×4; else WIDTHxHEIGHT, 1, 4 or 16 times what the base model draws",
         examples=["256x256"],
     )

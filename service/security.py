@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import math
 import time
 from collections.abc import Mapping
 from typing import Annotated
@@ -46,7 +47,7 @@ class Gatekeeper:
         self._hosts = {name.strip().lower() for name in settings.allowed_hosts.split(",") if name.strip()}
         if not self._hosts and settings.on_loopback:
             self._hosts = {"localhost", settings.host}
-        self._origins = {origin.strip() for origin in settings.cors_origins.split(",") if origin.strip()}
+        self._origins = settings.origins
 
     def client(self, request: Request) -> str:
         """The asking client's name: of its key, or its address where no keys are set. Problem 401 for a wrong key."""
@@ -75,7 +76,7 @@ class Gatekeeper:
         left, at = self._buckets.get(client, (float(most), now))
         left = min(most, left + (now - at) * rate)
         if left < 1:
-            wait = max(1, round((1 - left) / rate))
+            wait = max(1, math.ceil((1 - left) / rate))
             detail = f"you may ask {most} times a minute; try again in {wait} s"
             raise Problem(429, detail, headers={"Retry-After": str(wait)})
         if len(self._buckets) > 10_000:  # a minute after its last request a bucket is full, and says nothing
@@ -90,7 +91,7 @@ class Gatekeeper:
         if self._hosts and not ("*" in self._hosts or host in self._hosts or _is_address(host)):
             return Problem(421, f"this server is not called {host[:100]!r}; SERVICE_ALLOWED_HOSTS says its names")
         origin, site = headers.get("origin"), headers.get("sec-fetch-site", "same-origin")
-        if method not in ("GET", "HEAD", "OPTIONS") and origin not in self._origins:
+        if method not in ("GET", "HEAD", "OPTIONS") and not {origin, "*"} & {*self._origins}:
             own = origin is None or _split(origin).netloc == headers.get("host")
             if site == "cross-site" or not own:
                 return Problem(403, "pages of other sites may not ask this server; SERVICE_CORS_ORIGINS allows some")

@@ -16,11 +16,21 @@ from pydantic_settings import BaseSettings, CliApp, NoDecode, SettingsConfigDict
 from service.storage import expanded
 
 PREFIX = "SERVICE_"
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9.-]+(:\d+)?|[a-z]+://\[[0-9a-f:]+\](:\d+)?")
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 class BadSettings(ValueError):
     """A setting is unknown or out of its range; the message is one line that names it."""
+
+
+def _origins(text: str) -> str:
+    """Pass origins with commas, as a browser sends them; ValueError for others, which none would ever be."""
+    origins = [each.strip() for each in text.split(",") if each.strip()]
+    for origin in origins:
+        if origin != "*" and not _ORIGIN.fullmatch(origin):
+            raise ValueError(f"{origin} is no origin; one is written like https://example.org or http://localhost:3000")
+    return ",".join(origins)
 
 
 def _directory(model: str) -> str:
@@ -224,7 +234,9 @@ class Settings(BaseSettings):
         description="names in the Host header, with commas; none: on loopback its own names, else any; "
         "an IP address passes always",
     )
-    cors_origins: str = Field(default="", description="origins, with commas, whose pages may use this server")
+    cors_origins: Annotated[str, AfterValidator(_origins)] = Field(
+        default="", description="origins, with commas, whose pages may use this server; * for all"
+    )
     log_format: Literal["json", "text"] = Field(default="json", description="lines of JSON or of text")
     log_prompts: bool = Field(default=False, description="write prompts into the log")
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least level logged")
@@ -232,6 +244,16 @@ class Settings(BaseSettings):
     def uploads_place(self) -> str:
         """The folder or bucket prefix that uploaded archives are unpacked into."""
         return self.uploads or str(self.data_dir.expanduser() / "uploads")
+
+    @property
+    def most_images(self) -> int:
+        """Of one request: `max_images`, or fewer where no more are ever taken from one client at a time."""
+        return min(self.max_images, self.queue_size, self.max_per_client)
+
+    @property
+    def origins(self) -> list[str]:
+        """Those of `cors_origins`."""
+        return self.cors_origins.split(",") if self.cors_origins else []
 
     @property
     def on_loopback(self) -> bool:

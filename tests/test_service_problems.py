@@ -168,6 +168,39 @@ def test_uploaded_file_is_415(server: Running) -> None:
     assert "multipart/form-data" in problem(answer, 415).detail
 
 
+def test_an_encoded_body_is_415(server: Running) -> None:
+    for path in ("/generate", "/upscale"):
+        answer = server.client.post(path, content=b"\x1f\x8b", headers={"content-encoding": "gzip"})
+        assert "encoded as gzip" in problem(answer, 415).detail
+        assert answer.headers["accept-encoding"] == "identity"
+
+
+def test_what_cannot_be_parsed_says_what_is_wanted(server: Running) -> None:
+    for body in (b'{"prompt": "\xff\xfe"}', b"[" * 30_000, b'{"seed": ' + b"9" * 5000 + b"}"):
+        answer = server.client.post("/generate", content=body, headers={"content-type": "application/json"})
+        assert "it must be UTF-8, of moderate depth" in problem(answer, 400).detail
+
+
+def test_a_long_text_is_counted_without_its_quotes(server: Running) -> None:
+    answer = server.client.post("/generate", json={"prompt": '"' * 1001})
+    assert "(1001 characters)" in problem(answer, 422).detail
+
+
+def test_the_model_that_takes_no_scheduler_is_named(server: Running) -> None:
+    answer = server.client.post("/generate", json={"prompt": "a", "sr_scheduler": "Karras"})
+    assert "the super-resolution model does not take it" in problem(answer, 422).detail
+
+
+def test_openais_size_and_prompt_say_what_is_taken(server: Running) -> None:
+    for body, accepted in (
+        ({"prompt": "a", "size": "1024x1024x"}, "auto, "),
+        ({"prompt": "a", "size": "x" * 50}, "auto, "),
+        ({"prompt": ""}, "accepted: text of 1 to 50 characters"),
+    ):
+        answer = server.client.post("/v1/images/generations", json=body)
+        assert answer.status_code == 422 and accepted in answer.json()["error"]["message"]
+
+
 @pytest.mark.parametrize("chunked", [False, True])
 def test_body_over_the_limit_is_413(server: Running, chunked: bool) -> None:
     body = json.dumps({"prompt": "a" * 20_000}).encode()

@@ -372,6 +372,28 @@ def test_origin_that_is_allowed_may_ask(tmp_path: Path) -> None:
     assert answer.headers["access-control-allow-origin"] == "https://good.example"
 
 
+def test_all_origins_may_be_allowed(tmp_path: Path) -> None:
+    with serving(tmp_path, cors_origins="*") as server:
+        head = {"origin": "https://any.example", "sec-fetch-site": "cross-site"}
+        answer = server.client.post("/generate", json={"prompt": "a"}, headers=head)
+    assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, "*")
+    assert "Request-Location" in answer.headers["access-control-expose-headers"]
+
+
+def test_no_more_pictures_are_taken_at_a_time_than_may_wait(tmp_path: Path) -> None:
+    with serving(tmp_path, queue_size=2) as server:
+        for path, body in (("/generate", {"num_images": 3}), ("/v1/images/generations", {"n": 3})):
+            answer = server.client.post(path, json={"prompt": "a", **body})
+            assert answer.status_code == 422 and "1 to 2" in problem(answer).detail
+        assert server.client.get("/info").json()["settings"]["max_images"] == 2
+
+
+def test_a_minutes_limit_says_how_long_to_wait_and_no_less(tmp_path: Path) -> None:
+    with serving(tmp_path, requests_per_minute=35) as server:
+        answers = [server.client.post("/generate", json={"prompt": "refuse"}) for _ in range(36)]
+    assert answers[-1].status_code == 429 and answers[-1].headers["retry-after"] == "2"  # 60/35 s, which is 1.7
+
+
 def test_answers_are_protected_and_the_page_runs_nothing_but_its_own(server: Running) -> None:
     for path in ("/", "/docs", "/healthz", "/page/app.js", "/nowhere"):
         answer = server.client.get(path)

@@ -108,6 +108,17 @@ def test_storage_roots_are_named_with_commas_or_as_json(
     assert load_settings([]).storage_roots == roots
 
 
+def test_origins_are_those_that_a_browser_sends(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_settings(["--cors-origins", "https://a.example, http://[::1]:3000"]).origins == [
+        "https://a.example",
+        "http://[::1]:3000",
+    ]
+    assert load_settings(["--cors-origins", "*"]).origins == ["*"] and load_settings([]).origins == []
+    for wrong in ("a.example", "https://a.example/", "https://a.example/page", "HTTPS://A.example"):
+        with pytest.raises(BadSettings, match="is no origin; one is written like https"):
+            load_settings(["--cors-origins", wrong])
+
+
 def test_keys_have_names_and_perhaps_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SERVICE_API_KEYS", "me:0123456789abcdef, you/60:fedcba9876543210:/")
     first, second = load_settings([]).api_keys
