@@ -31,7 +31,8 @@ def write_manifest(jobs: Jobs, id: str, place: Callable[[str], Place] = open_pla
     mine = sa.update(jobs_table).where(jobs_table.c.id == id)
     with jobs.engine.begin() as connection:
         connection.execute(mine.values(manifested=finished))
-        done = {"state": "done", "finished": time.time(), "note": None}
+        note = None if status.total else "no pictures were found"
+        done = {"state": "done", "finished": time.time(), "note": note}
         over = connection.execute(mine.where(jobs_table.c.state == "running", idle).values(done)).rowcount == 1
     if over:
         target.tidy()

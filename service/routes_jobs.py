@@ -12,7 +12,7 @@ from typing import IO, Annotated, Any, Literal, TypeVar
 from fastapi import APIRouter, Body, Depends, FastAPI, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.archive import BadArchive, NoArchive, TooLarge, packed, unpack
@@ -41,6 +41,12 @@ class Factor(IntEnum):
     X16 = 16
 
 
+def _in_own_case(name: object) -> object:
+    """A scheduler's or a format's name as it is written here, as `POST /upscale` takes both."""
+    known = ("DDIM", "DDPM", "DPMSolver++", "Euler", "LMS", "UniPC", "PNG", "JPEG", "WEBP", "TIFF")
+    return {each.lower(): each for each in known}.get(name.lower(), name) if isinstance(name, str) else name
+
+
 class JobSettings(BaseModel):
     """How the pictures of a job are enlarged and chosen; the same as the flags of `python -m service.batch`."""
 
@@ -48,9 +54,9 @@ class JobSettings(BaseModel):
 
     factor: Factor = Field(default=Factor.X4, description="how many times wider and higher", examples=[4])
     steps: int | None = Field(default=None, ge=0, le=50, description="0: faithful; more add texture", examples=[4])
-    scheduler: Literal["DDIM", "DDPM", "DPMSolver++", "Euler", "LMS", "UniPC"] | None = Field(
-        default=None, description="null: the model's own", examples=["DDIM"]
-    )
+    scheduler: Annotated[
+        Literal["DDIM", "DDPM", "DPMSolver++", "Euler", "LMS", "UniPC"] | None, BeforeValidator(_in_own_case)
+    ] = Field(default=None, description="null: the model's own", examples=["DDIM"])
     aug_level: float | None = Field(default=None, ge=0, lt=1, description="noise smoothed away", examples=[0.0])
     consistency: int | None = Field(
         default=None,
@@ -60,7 +66,7 @@ class JobSettings(BaseModel):
         examples=[2],
     )
     views: int = Field(default=1, ge=1, le=VIEWS, description="test-time augmentation: slower, closer to the picture")
-    format: Literal["PNG", "JPEG", "WEBP", "TIFF"] | None = Field(
+    format: Annotated[Literal["PNG", "JPEG", "WEBP", "TIFF"] | None, BeforeValidator(_in_own_case)] = Field(
         default=None, description="null: each picture's own; another adds its suffix to the name", examples=["PNG"]
     )
     quality: int = Field(default=95, ge=1, le=100, description="of JPEG and WebP", examples=[95])

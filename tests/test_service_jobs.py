@@ -301,6 +301,19 @@ def test_the_manifest_is_sorted_and_keeps_the_lines_of_earlier_jobs(jobs: Jobs, 
     assert {line["state"] for line in after[3:]} == {"failed"}
 
 
+def test_a_job_that_found_no_pictures_says_so(jobs: Jobs, spec: JobSpec, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    empty, full = (
+        planned(jobs, replace(spec, input=str(tmp_path / "empty"))),
+        planned(jobs, replace(spec, output=str(tmp_path / "b"))),
+    )
+    do(jobs, full)
+    for id, note in ((empty, "no pictures were found"), (full, None)):
+        write_manifest(jobs, id)
+        status = jobs.status(id)
+        assert (status.state, status.note) == ("done", note)
+
+
 def test_a_manifest_out_of_order_or_damaged_is_put_right(jobs: Jobs, spec: JobSpec) -> None:
     foreign = [{"source": "z", "output": "z", "state": "done"}, {"source": "a", "output": "a", "state": "done"}]
     text = "\n".join(map(json.dumps, foreign)) + '\n{"source": "cut off'

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+from pydantic import ValidationError
 
 from service.archive import MAX_DIRECTORY, MAX_FILES, BadArchive, TooLarge, packed, unpack
+from service.routes_jobs import JobSettings
 from service.settings import Settings
 from service.storage import Folder
 from tests.jobs_fakes import BROKEN, fill, picture_bytes
@@ -80,6 +82,14 @@ def test_a_job_from_folder_to_folder_is_made_watched_and_forgotten(client: httpx
     for path in (f"/jobs/{id}", f"/jobs/{id}/events", f"/jobs/{id}/result.zip"):
         assert problem(client.get(path)).status == 404
     assert len(list((root / "free" / "out").iterdir())) == 7
+
+
+def test_a_job_takes_names_in_any_case_as_an_upload_does() -> None:
+    asked = JobSettings.model_validate({"format": "png", "scheduler": "dpmsolver++"})
+    assert (asked.format, asked.scheduler) == ("PNG", "DPMSolver++")
+    for wrong in ({"format": "gif"}, {"scheduler": "PNG"}, {"format": 3}):
+        with pytest.raises(ValidationError):
+            JobSettings.model_validate(wrong)
 
 
 def test_an_archive_goes_in_and_comes_out(client: httpx.Client, root: Path) -> None:
