@@ -1,6 +1,6 @@
 """What a worker process remembers of its device and says of its work, with a clock that the test sets."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,8 @@ from service.upscale import OnStep, Progress, UpscaleOptions
 from service.worker import FITS_SECONDS, STILL_SECONDS, _Runner
 from sr3.images import Picture
 from tests.service_fakes import FakeCascade
+
+PICTURE = Picture(np.zeros((8, 8, 3), np.uint8))
 
 
 class Inbox:
@@ -43,10 +45,11 @@ def test_batch_that_had_no_room_is_tried_again_later_and_its_kind_is_not_remembe
     assert runner._fits == {}
 
 
-class Lasting(FakeCascade):
-    """After its only step it works on for a hundred seconds, telling of that step once a second."""
+class Clocked(FakeCascade):
+    """Enlarges nothing, but does what `work` says with the callback; has a clock for it to set."""
 
     clock = 1000.0
+    work: Callable[[OnStep], None]
 
     def upscale(
         self,
@@ -56,66 +59,58 @@ class Lasting(FakeCascade):
         on_step: OnStep | None = None,
     ) -> list[Picture]:
         assert on_step is not None
-        for _ in range(100):
-            self.clock += 1
-            on_step(Progress("x4", 1, 1))
+        self.work(on_step)
         return list(pictures)
+
+    def heard(self, work: Callable[[OnStep], None], watched: bool = False) -> list[tuple[float, Stepped]]:
+        """What a runner says of the steps of one request, and when."""
+        self.work, told = work, list[tuple[float, Stepped]]()
+
+        class Timing(Inbox):
+            def send(_, message: object) -> None:
+                if isinstance(message, Stepped):
+                    told.append((self.clock, message))
+
+        runner = _Runner(self, Timing(), lambda: self.clock)  # type: ignore[arg-type]
+        runner.run([Item("a", UpscaleRequest(PICTURE, 1, UpscaleOptions()), watched)])
+        return told
 
 
 def test_work_that_makes_no_new_step_is_heard_of_all_the_same(tmp_path: Path) -> None:
-    cascade, heard = Lasting(tmp_path), list[tuple[float, Stepped]]()
+    """After its only step it goes on for a hundred seconds, telling of that step once a second."""
+    cascade = Clocked(tmp_path)
 
-    class Timing(Inbox):
-        def send(self, message: object) -> None:
-            if isinstance(message, Stepped):
-                heard.append((cascade.clock, message))
+    def work(tell: OnStep) -> None:
+        for _ in range(100):
+            cascade.clock += 1
+            tell(Progress("x4", 1, 1))
 
-    inbox = Timing()
-    runner = _Runner(cascade, inbox, lambda: cascade.clock)  # type: ignore[arg-type]
-    picture = Picture(np.zeros((8, 8, 3), np.uint8))
-    runner.run([Item("a", UpscaleRequest(picture, 1, UpscaleOptions()))])
+    heard = cascade.heard(work)
     times = [time for time, _ in heard]
     assert max(later - earlier for earlier, later in zip(times, [*times[1:], 1100], strict=True)) <= 5
     assert len(heard) < 100
     assert sum(each.new for _, each in heard) == 1
 
 
-class Previewing(FakeCascade):
-    """Its only preview runs a network whose three blocks take as long as a silence may last, and are looked at as all
-    are: each tells again of the step that was told last."""
+def test_a_preview_that_lasts_is_not_begun_within_itself(tmp_path: Path) -> None:
+    """It runs a network whose three blocks take as long as a silence may last, and tell, as all do, of the last step
+    again."""
+    cascade, begun = Clocked(tmp_path), 0
 
-    clock = 1000.0
-    begun = 0
-
-    def upscale(
-        self,
-        pictures: Sequence[Picture],
-        seeds: Sequence[int],
-        options: UpscaleOptions,
-        on_step: OnStep | None = None,
-    ) -> list[Picture]:
-        assert on_step is not None
-        tell = on_step
-
+    def work(tell: OnStep) -> None:
         def preview() -> list[np.ndarray]:
-            self.begun += 1
+            nonlocal begun
+            begun += 1
             for _ in range(3):
-                self.clock += STILL_SECONDS
-                if self.begun < 20:
+                cascade.clock += STILL_SECONDS
+                if begun < 20:
                     tell(progress)
-            return [picture.pixels for picture in pictures]
+            return [PICTURE.pixels]
 
         progress = Progress("x4", 1, 4, preview)
         tell(progress)
-        return list(pictures)
 
-
-def test_a_preview_that_lasts_is_not_begun_within_itself(tmp_path: Path) -> None:
-    cascade, inbox = Previewing(tmp_path), Inbox()
-    runner = _Runner(cascade, inbox, lambda: cascade.clock)  # type: ignore[arg-type]
-    picture = Picture(np.zeros((8, 8, 3), np.uint8))
-    runner.run([Item("a", UpscaleRequest(picture, 1, UpscaleOptions()), watched=True)])
-    assert cascade.begun == 1
-    steps = [each for each in inbox.said if isinstance(each, Stepped)]
-    assert len(steps) == 4  # the blocks' too, or the request would be taken for stalled
-    assert [list(each.previews) for each in steps] == [[], [], [], ["a"]]
+    heard = cascade.heard(work, watched=True)
+    assert begun == 1
+    # the blocks are heard of too, or the request would be taken for stalled
+    assert [list(each.previews) for _, each in heard] == [[], [], [], ["a"]]
