@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -270,34 +271,32 @@ def fit(
         print(f"{state_path}: goes on from step {state.step} of {config.steps}", file=sys.stderr)
     share = config.batch_size // world
     rows = slice(rank * share, (rank + 1) * share)
-    writer = _writer(out / "logs") if rank == 0 else None
-    bar = tqdm(total=config.steps, initial=state.step, disable=rank != 0, mininterval=5, smoothing=0.05)
     ends = None if config.minutes is None else clock() + 60 * config.minutes
     scalars: dict[str, float] = {}
     model.train()
-    while state.step < config.steps and not (ends is not None and _first_says(clock() >= ends, state, world)):
-        value, scalars = loss(run, state.step, rows)
-        backward(value)
-        norm = state.update()
-        bar.update()
-        if not math.isfinite(norm):
-            bar.close()
-            raise ValueError(
-                f"the gradient of step {state.step} is not finite; {out} stays as it was last saved, and a lower "
-                "--loop.learning-rate may go on from there"
-            )
-        if writer and state.step % config.log_every == 0:
-            scalars |= {"gradient_norm": norm, "learning_rate": learning_rate(state.step, config)}
-            bar.set_postfix({k: f"{v:.3g}" for k, v in scalars.items()})
-            for name, scalar in scalars.items():
-                writer.add_scalar(name, scalar, state.step)
-        if rank == 0 and state.step % config.save_every == 0:
+    with _writer(out / "logs") if rank == 0 else nullcontext() as writer:
+        with tqdm(total=config.steps, initial=state.step, disable=rank != 0, mininterval=5, smoothing=0.05) as bar:
+            while state.step < config.steps and not (ends is not None and _first_says(clock() >= ends, state, world)):
+                value, scalars = loss(run, state.step, rows)
+                backward(value)
+                norm = state.update()
+                bar.update()
+                if not math.isfinite(norm):
+                    raise ValueError(
+                        f"the gradient of step {state.step} is not finite; {out} stays as it was last saved, "
+                        "and a lower --loop.learning-rate may go on from there"
+                    )
+                if writer and state.step % config.log_every == 0:
+                    scalars |= {"gradient_norm": norm, "learning_rate": learning_rate(state.step, config)}
+                    bar.set_postfix({k: f"{v:.3g}" for k, v in scalars.items()})
+                    for name, scalar in scalars.items():
+                        writer.add_scalar(name, scalar, state.step)
+                if rank == 0 and state.step % config.save_every == 0:
+                    _save(state, state_path, on_save, writer)
+        if rank == 0:
             _save(state, state_path, on_save, writer)
-    bar.close()
-    if rank == 0:
-        _save(state, state_path, on_save, writer)
-        last = "".join(f", {name} {scalar:.3g}" for name, scalar in scalars.items())
-        print(f"{out}: step {state.step} of {config.steps}{last}")
+            last = "".join(f", {name} {scalar:.3g}" for name, scalar in scalars.items())
+            print(f"{out}: step {state.step} of {config.steps}{last}")
     if world > 1:
         torch.distributed.barrier()  # nobody reads what the first process is still writing
     return state
@@ -337,8 +336,9 @@ def _prepare(model: nn.Module, config: LoopConfig) -> tuple[nn.Module, Callable[
 
 
 def _writer(folder: Path) -> Any:
+    """Of TensorBoard's logs, to be entered; None within where the package is missing."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        return None
+        return nullcontext()
     return SummaryWriter(str(folder))

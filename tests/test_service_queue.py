@@ -502,11 +502,11 @@ def test_reader_of_events_that_goes_away_stops_its_request_but_not_one_in_the_ba
 def test_healthz_does_not_wait_for_busy_workers(server: Running) -> None:
     server.hold()
     begin(server, "a")
-    slowest = 0.0
+    threads, slowest = threading.active_count(), 0.0
     for _ in range(20):
         start = time.monotonic()
         assert server.client.get("/healthz").status_code == 200
         slowest = max(slowest, time.monotonic() - start)
     server.go()
     assert slowest < 5
-    assert threading.active_count() < 50
+    assert threading.active_count() < threads + 10  # none for each answer

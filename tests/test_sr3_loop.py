@@ -4,12 +4,14 @@ import os
 import socket
 import subprocess
 import sys
-from dataclasses import dataclass, field
+import threading
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
 from sr3.loop import LoopConfig, _like, base_digest, fit, generator, own_device
@@ -111,6 +113,23 @@ def test_a_gradient_that_is_not_finite_ends_a_training_and_leaves_what_was_saved
     assert saved == [2]
     assert all(value.isfinite().all() for value in load_file(tmp_path / "state.safetensors").values())
     assert fit(network(), squares, Config(tmp_path), on_save).step == 5 and saved == [2, 4, 5]
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_the_log_is_closed_however_a_training_ends(ends: bool, tmp_path: Path) -> None:
+    def loss(run: nn.Module, step: int, rows: slice) -> tuple[Tensor, dict[str, float]]:
+        if step == 3 and ends:
+            raise KeyboardInterrupt
+        return squares(run, step, rows)
+
+    before = set(threading.enumerate())
+    try:
+        fit(network(), loss, Config(tmp_path, replace(LOOP, log_every=1)), lambda step: {})
+    except KeyboardInterrupt:
+        assert ends
+    assert not any("tensorboard" in type(each).__module__ for each in set(threading.enumerate()) - before)
+    log = EventAccumulator(str(tmp_path / "logs")).Reload()
+    assert [each.step for each in log.Scalars("error")] == ([1, 2, 3] if ends else [1, 2, 3, 4, 5])
 
 
 def test_other_data_is_told_by_name_and_not_by_the_thousand(tmp_path: Path) -> None:
