@@ -8,21 +8,11 @@ from dataclasses import replace
 
 from PIL import Image
 
-from sr3.images import (
-    FORMATS,
-    LONGEST_SIDE,
-    MAX_PIXELS,
-    NAMESPACE,
-    SMALLEST_SIDE,
-    WRITTEN,
-    ImageError,
-    Picture,
-    TooLarge,
-    encode,
-    read,
-    sixteen_bit,
-)
-from sr3.images import check_format as _check_format
+from sr3.decoding import MAX_PIXELS, read, sixteen_bit
+from sr3.encoding import LONGEST_SIDE, WRITTEN, encode
+from sr3.encoding import check_format as _check_format
+from sr3.images import FORMATS, SMALLEST_SIDE, ImageError, Picture, TooLarge
+from sr3.xmp import properties
 
 MEDIA_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "TIFF": "image/tiff"}
 _SOFTWARE, _EXIF_IFD, _USER_COMMENT = 0x0131, 0x8769, 0x9286  # EXIF tags
@@ -91,8 +81,8 @@ def encode_picture(
     """The picture as a file of `format`, one of PNG, JPEG, WEBP and TIFF, with its profile and EXIF.
 
     `metadata` becomes text chunks in a PNG. In the others it is written as XMP, each entry a property of
-    `NAMESPACE`, and `parameters` as EXIF's user comment too, where image viewers look for it and the format holds so
-    much EXIF. Raises InvalidPicture where the format cannot hold the picture.
+    `sr3.xmp.NAMESPACE`, and `parameters` as EXIF's user comment too, where image viewers look for it and the format
+    holds so much EXIF. Raises InvalidPicture where the format cannot hold the picture.
     """
     text = dict(metadata or {})
     if text and format != "PNG":
@@ -118,7 +108,7 @@ def read_metadata(data: bytes, max_pixels: int = MAX_PIXELS) -> dict[str, str]:
             comment = file.getexif().get_ifd(_EXIF_IFD).get(_USER_COMMENT)
             if isinstance(comment, bytes) and comment.startswith(b"UNICODE\0"):
                 found.setdefault("parameters", comment[8:].decode("utf-16-be", "replace"))
-            return found | _from_xmp(file.info.get("xmp"))
+            return found | properties(file.info.get("xmp"))
     except InvalidPicture:
         raise
     except Image.DecompressionBombError as error:
@@ -139,40 +129,3 @@ def _with_comment(exif: bytes | None, text: Mapping[str, str]) -> bytes:
         inner = made.get_ifd(_EXIF_IFD)
         inner.setdefault(_USER_COMMENT, b"UNICODE\0" + text["parameters"].encode("utf-16-be", "replace"))
     return made.tobytes()
-
-
-def _from_xmp(packet: object) -> dict[str, str]:
-    """The properties of `NAMESPACE` in an XMP packet."""
-    from xml.parsers.expat import ExpatError, ParserCreate
-
-    if not isinstance(packet, bytes | str) or NAMESPACE.encode() not in (
-        packet if isinstance(packet, bytes) else packet.encode()
-    ):
-        return {}
-    found: dict[str, str] = {}
-    inside: list[str] = []
-
-    def begin(name: str, attributes: Mapping[str, str]) -> None:
-        inside.append(name)
-
-    def end(name: str) -> None:
-        inside.pop()
-
-    def characters(more: str) -> None:
-        if inside and inside[-1].startswith(f"{NAMESPACE} "):
-            key = inside[-1].removeprefix(f"{NAMESPACE} ")
-            found[key] = found.get(key, "") + more
-
-    parser = ParserCreate(namespace_separator=" ")
-    parser.StartElementHandler, parser.EndElementHandler = begin, end
-    parser.CharacterDataHandler = characters
-    parser.EntityDeclHandler = _no_entities
-    try:
-        parser.Parse(packet, True)
-    except (ExpatError, ValueError):
-        return {}
-    return found
-
-
-def _no_entities(*declaration: object) -> None:
-    raise ValueError("entities are not expanded")

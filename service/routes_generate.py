@@ -15,7 +15,7 @@ from service.requests import GenerateRequest, ModelInfo
 from service.schemas import EXAMPLES, FieldError, GenerateQuery, generate_body
 from service.security import counted
 from service.settings import Settings
-from sr3.images import LONGEST_SIDE
+from sr3.encoding import LONGEST_SIDE
 
 SMALL_BASE = 256 * 256
 """Pixels that any base model may draw."""

@@ -22,7 +22,7 @@ __all__ = ["BUNDLED", "LowResEncoder", "SR3Pipeline", "SR3UNet", "Tiling", "load
 
 
 def __getattr__(name: str) -> Any:
-    """What needs torch, on first use: reading and writing pictures (`sr3.images`) does without."""
+    """What needs torch, on first use: reading and writing pictures (`sr3.decoding`, `sr3.encoding`) does without."""
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'sr3' has no attribute {name!r}")

@@ -14,17 +14,9 @@ import numpy as np
 import tyro
 
 from degradation.arguments import interrupted, parse_arguments
-from sr3.images import (
-    SMALLEST_SIDE,
-    VIEWS,
-    ImageError,
-    Picture,
-    check_format,
-    check_writable,
-    format_of,
-    read,
-    write,
-)
+from sr3.decoding import read
+from sr3.encoding import check_format, check_writable, format_of, write
+from sr3.images import SMALLEST_SIDE, VIEWS, ImageError, Picture
 
 UNITS = {"": 1, "B": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 

@@ -21,7 +21,8 @@ import numpy as np
 from tqdm import tqdm
 
 from sr3.data import save_pack
-from sr3.images import ImageError, read, read_folder
+from sr3.decoding import read, read_folder
+from sr3.images import ImageError
 
 LICENCES = {
     "plasma-workspace-wallpapers": "LGPL-3.0-or-later, CC-BY-SA-4.0",

@@ -15,7 +15,9 @@ from diffusers.utils.logging import disable_progress_bar
 
 from degradation import PRESETS, crop_to_multiple, degrade
 from sr3 import reference, sets
-from sr3.images import LOSSY, SMALLEST_SIDE, SUFFIXES, VIEWS, ImageError, check_writable, format_of, read, read_folder
+from sr3.decoding import read, read_folder
+from sr3.encoding import check_writable, format_of
+from sr3.images import LOSSY, SMALLEST_SIDE, SUFFIXES, VIEWS, ImageError
 from sr3.metrics import consistency, ms_ssim, psnr, ssim, ssimulacra2
 from sr3.mistakes import told
 from sr3.model import SCALE

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from degradation import degrade
+from sr3.decoding import read_folder
 from sr3.evaluate import middle, rgb
-from sr3.images import read_folder
 from sr3.memory import SMALLEST_TILE, pieces
 from sr3.model import SCALE
 from sr3.pipeline import load

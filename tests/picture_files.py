@@ -1,9 +1,11 @@
-"""Files that no library at hand writes: PNG and TIFF from their samples as they are."""
+"""Picture files, those too that no library at hand writes: PNG and TIFF from their samples as they are."""
 
+import io
 import struct
 import zlib
 
 import numpy as np
+from PIL import Image
 
 
 def png_chunk(kind: bytes, data: bytes) -> bytes:
@@ -35,3 +37,13 @@ def tiff(pixels: np.ndarray, photometric: int, planes: int = 1, extra: int | Non
         entries += struct.pack("<HHI", tag, 4, len(numbers)) + place
     directory = struct.pack("<H", len(tags)) + entries + bytes(4)
     return b"II*\0" + struct.pack("<I", 8) + directory + values.ljust(16 * len(tags), b"\0") + b"".join(strips)
+
+
+def saved(image: Image.Image, format: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def noise(height: int, width: int, channels: int, dtype=np.uint8) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (height, width, channels), dtype, endpoint=True)

@@ -49,7 +49,7 @@ def allowed(room: str, name: str, module: str) -> bool:
         case "service", "upscale.py":
             return module.split(".")[0] == "sr3"
         case "service", _:
-            return module == "sr3.images"  # pictures as files hold them; loads no torch
+            return module in ("sr3.images", "sr3.decoding", "sr3.encoding", "sr3.xmp")  # of files; load no torch
     return False
 
 
@@ -73,7 +73,7 @@ def loaded(statement: str) -> set[str]:
         ("import service.app", {"torch", "diffusers", "transformers", "cv2"}),
         ("import degradation", {"torch", "diffusers"}),
         ("import ldm", {"torch", "diffusers", "transformers"}),
-        ("import sr3, sr3.images", {"torch", "cv2", "basicsr", "tyro"}),
+        ("import sr3, sr3.images, sr3.decoding, sr3.encoding", {"torch", "cv2", "basicsr", "tyro"}),
         ("import sr3.__main__", {"torch", "diffusers"}),
     ],
 )

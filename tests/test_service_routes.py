@@ -25,7 +25,8 @@ from service.pictures import encode_picture
 from service.records import Output, Record
 from service.requests import ModelInfo
 from service.routes_openai import sized, streamed
-from sr3.images import Picture, read
+from sr3.decoding import read
+from sr3.images import Picture
 from tests.service_fakes import Running, problem, serving, wait_until
 
 KEY = "a-key-for-the-tests"

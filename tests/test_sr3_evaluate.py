@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from sr3 import reference
+from sr3.decoding import read
 from sr3.evaluate import EvaluateConfig, check, evaluate, main, mean, measures, pairs, projections, short_names
-from sr3.images import read
 from sr3.peers import PeerError, check_peer, lanczos, peer, realesrgan_ncnn, realesrgan_network
 from sr3.perceptual import ALEXNET_FILE, DISTS_LAYERS, LPIPS_LAYERS, VGG16_FILE
 from sr3.report import busiest, table

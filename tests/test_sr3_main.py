@@ -13,8 +13,8 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from sr3 import memory
 from sr3.__main__ import main, parse_size
+from sr3.decoding import read
 from sr3.enlarge import enlarge, spread
-from sr3.images import read
 from sr3.metrics import consistency
 from sr3.pipeline import load
 
