@@ -246,7 +246,7 @@ def _add_steering(router: APIRouter, desk: Desk) -> None:
         desk.wake()
         return _view(_asked(lambda: desk.jobs.status(id)))
 
-    @router.delete("/{id}", status_code=204)
+    @router.delete("/{id}", status_code=204, response_class=Response)
     def delete(id: Annotated[str, Depends(known)]) -> None:
         """Forget a job that is over. Its pictures stay, but for an uploaded archive's: nobody else knows of those. Such
         a job is kept while a worker has a picture of it in hand, which would be written afterwards."""

@@ -28,6 +28,7 @@ def add_page(app: FastAPI) -> None:
 def _router(title: str) -> APIRouter:
     router = APIRouter(include_in_schema=False)
 
+    @router.head("/")
     @router.get("/")
     async def page() -> FileResponse:
         return FileResponse(FOLDER / "index.html", headers={"Content-Security-Policy": PAGE_POLICY})

@@ -278,7 +278,7 @@ def test_no_proxy_is_to_hold_events_back(server: Running) -> None:
         assert answer.headers["x-accel-buffering"] == "no"
 
 
-@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+@pytest.mark.parametrize("path", ["/", "/healthz", "/readyz"])
 def test_probes_may_ask_for_the_head_alone(server: Running, path: str) -> None:
     answer = server.client.head(path)
     assert (answer.status_code, answer.content) == (200, b"")
