@@ -6,7 +6,7 @@ diffusers directory. The same command again goes on where the last one stopped.
 
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -209,8 +209,7 @@ def train(config: TrainConfig) -> SR3Pipeline:
         draw_gamma = partial(sample_gamma, torch.cat([torch.ones(1), pipeline.scheduler.alphas_cumprod]))
     else:
         draw_gamma = partial(sample_gamma, cosine_gamma(torch.linspace(0, 1, 1001)))
-    pool = ThreadPoolExecutor(config.workers)
-    ready = {}
+    ready: dict[int, Future[tuple[Tensor, Tensor, Tensor]]] = {}
 
     def loss(run: nn.Module, step: int, rows: slice) -> tuple[Tensor, dict[str, float]]:
         for ahead in range(step, step + 1 + config.workers):
@@ -234,8 +233,9 @@ def train(config: TrainConfig) -> SR3Pipeline:
         return {"low_res, high_res, samples": torch.cat(rows, dim=1).add(1).div(2).clamp(0, 1)}
 
     contents = digest(config.data) if config.data.is_file() else {}
-    fit(model, loss, config, on_save, contents=contents | base_digest("init", config.init, config.out))
-    pool.shutdown()
+    contents |= base_digest("init", config.init, config.out)
+    with ThreadPoolExecutor(config.workers) as pool:
+        fit(model, loss, config, on_save, contents=contents)
     return load(config.out / "pipeline", "cpu", "float32")
 
 
