@@ -1,6 +1,7 @@
 """Pictures as files: what stays, and what a format cannot hold."""
 
 import io
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 from sr3.decoding import read
 from sr3.encoding import check_writable, encode, format_of, write
 from sr3.images import ImageError, Picture, with_pixels
+from sr3.xmp import properties
 from tests.picture_files import noise, png, saved
 
 LAYOUT = {
@@ -59,8 +61,6 @@ def test_what_a_format_cannot_hold_is_refused():
         encode(Picture(noise(8, 8, 4)), "JPEG")
     with pytest.raises(ImageError, match="no sixteen bits"):
         encode(Picture(noise(8, 8, 3, np.uint16)), "WEBP")
-    from pathlib import Path
-
     with pytest.raises(ImageError, match=r"use one of \.png"):
         format_of(Path("a.gif"))
 
@@ -69,6 +69,17 @@ def test_writing_leaves_no_temporary_file_and_keeps_text(tmp_path):
     write(Picture(noise(8, 8, 3)), tmp_path / "a.png", text={"seed": "7", "prompt": "红苹果"})
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
     assert Image.open(tmp_path / "a.png").text == {"seed": "7", "prompt": "红苹果"}
+
+
+@pytest.mark.parametrize(
+    ("format", "dtype"), [("JPEG", np.uint8), ("WEBP", np.uint8), ("TIFF", np.uint8), ("TIFF", np.uint16)]
+)
+def test_text_is_xmp_where_a_format_has_no_text_of_its_own(format, dtype):
+    text = {"seed": "7", "prompt": "红苹果"}
+    with Image.open(io.BytesIO(encode(Picture(noise(8, 8, 3, dtype)), format, text=text))) as file:
+        assert properties(file.info["xmp"]) == text
+    with Image.open(io.BytesIO(encode(Picture(noise(8, 8, 3, dtype)), format))) as file:
+        assert "xmp" not in file.info
 
 
 def test_channels_are_rgb_in_both_libraries(tmp_path):
@@ -147,6 +158,7 @@ def test_what_a_link_points_to_is_written_and_a_name_may_be_as_long_as_names_may
 def test_sides_too_long_for_a_format_are_refused():
     with pytest.raises(ImageError, match="WEBP holds sides of at most 16383"):
         encode(Picture(np.zeros((1, 16_384, 1), np.uint8)), "WEBP")
+    assert read(encode(Picture(np.zeros((1, 16_383, 1), np.uint8)), "WEBP")).pixels.shape == (1, 16_383, 3)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
