@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from sr3.decoding import read
-from sr3.encoding import check_writable, encode, format_of, write
-from sr3.images import ImageError, Picture, with_pixels
+from sr3.encoding import check_format, check_writable, encode, format_of, write
+from sr3.images import ImageError, Picture, TooLarge, with_pixels
 from sr3.xmp import properties
 from tests.picture_files import noise, png, saved
 
@@ -159,6 +159,10 @@ def test_sides_too_long_for_a_format_are_refused():
     with pytest.raises(ImageError, match="WEBP holds sides of at most 16383"):
         encode(Picture(np.zeros((1, 16_384, 1), np.uint8)), "WEBP")
     assert read(encode(Picture(np.zeros((1, 16_383, 1), np.uint8)), "WEBP")).pixels.shape == (1, 16_383, 3)
+    with pytest.raises(TooLarge, match="WEBP holds sides of at most 16383"):
+        check_format(Picture(np.zeros((1, 4096, 1), np.uint8)), "WEBP", 4)
+    check_format(Picture(np.zeros((1, 4095, 1), np.uint8)), "WEBP", 4)
+    check_format(Picture(np.zeros((1, 16_384, 1), np.uint8)), "PNG", 4)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
