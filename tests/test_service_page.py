@@ -271,6 +271,19 @@ def test_a_key_that_is_refused_is_tried_again_once_at_a_time(page: Any) -> None:
     assert asked[: asked.index("healthz")].count("info") == 1
 
 
+def test_the_form_lies_over_nothing_however_far_the_page_is_scrolled(page: Any) -> None:
+    page.fill("#prompt", "a")
+    page.click("#go")
+    finished(page)
+    page.click("summary")
+    page.evaluate("scrollTo(0, document.body.scrollHeight)")
+    wait_until(lambda: page.evaluate("scrollY") > 0)
+    assert page.locator("#ask").bounding_box()["y"] < 0
+    edges = "[document.getElementById('ask').getBoundingClientRect().bottom, jobs.getBoundingClientRect().top]"
+    form_ends, jobs_begin = page.evaluate(edges)
+    assert form_ends <= jobs_begin
+
+
 def test_every_control_has_a_name(page: Any) -> None:
     unnamed = page.evaluate(
         """[...document.querySelectorAll("input, select, textarea, button, a, progress")].filter((each) =>
