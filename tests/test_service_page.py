@@ -60,10 +60,14 @@ def page(browser: Any, server: Running, request: pytest.FixtureRequest) -> Itera
     context.close()
 
 
-def png(width: int = 12, height: int = 10) -> bytes:
+def encoded(format: str, width: int = 12, height: int = 10) -> bytes:
     buffer = io.BytesIO()
-    Image.new("RGB", (width, height), "teal").save(buffer, "PNG")
+    Image.new("RGB", (width, height), "teal").save(buffer, format)
     return buffer.getvalue()
+
+
+def png(width: int = 12, height: int = 10) -> bytes:
+    return encoded("PNG", width, height)
 
 
 def finished(page: Any) -> None:
@@ -282,6 +286,78 @@ def test_the_form_lies_over_nothing_however_far_the_page_is_scrolled(page: Any) 
     edges = "[document.getElementById('ask').getBoundingClientRect().bottom, jobs.getBoundingClientRect().top]"
     form_ends, jobs_begin = page.evaluate(edges)
     assert form_ends <= jobs_begin
+
+
+def test_a_picture_that_the_browser_cannot_show_is_enlarged_all_the_same(page: Any) -> None:
+    page.check("input[value=enlarge]")
+    page.set_input_files("#file", {"name": "teal.tiff", "mimeType": "image/tiff", "buffer": encoded("TIFF")})
+    page.get_by_text("teal.tiff").wait_for()
+    assert page.inner_text("#size") == ""
+    page.click("#go")
+    finished(page)
+    page.get_by_text("This browser cannot show such a file").wait_for()
+    assert not page.is_visible("#view") and not page.is_visible("#compare") and not page.is_visible("#toggle")
+    with page.expect_download() as download:
+        page.click("#download")
+    with Image.open(download.value.path()) as picture:
+        assert (picture.format, picture.size) == ("TIFF", (48, 40))
+    page.check("input[value=draw]")
+    page.fill("#prompt", "a")
+    page.click("#go")
+    page.wait_for_selector("#compare:not([hidden])")
+    assert page.is_visible("#view") and not page.is_visible("#unseen")
+
+
+SLOW = """() => {
+    const decode = HTMLImageElement.prototype.decode;
+    HTMLImageElement.prototype.decode = function () {
+        HTMLImageElement.prototype.decode = decode;
+        return new Promise((go) => { window.letGo = go; }).then(() => decode.call(this));
+    };
+}"""
+"""The next picture takes until `letGo()` to be decoded, as a large one does."""
+
+
+def choose(page: Any, name: str, width: int) -> None:
+    page.set_input_files("#file", {"name": name, "mimeType": "image/png", "buffer": png(width)})
+
+
+def test_what_was_chosen_last_is_enlarged_though_it_is_not_shown_yet(page: Any) -> None:
+    page.check("input[value=enlarge]")
+    choose(page, "first.png", 12)
+    page.wait_for_selector("#dropped img")
+    page.evaluate(SLOW)
+    choose(page, "large.png", 20)
+    page.click("#go")
+    finished(page)
+    assert page.evaluate("document.getElementById('after').naturalWidth") == 80
+
+
+def test_a_picture_that_is_decoded_late_does_not_take_the_place_of_a_later_one(page: Any) -> None:
+    page.check("input[value=enlarge]")
+    page.evaluate(SLOW)
+    choose(page, "large.png", 20)
+    choose(page, "last.png", 12)
+    page.wait_for_selector("#dropped img")
+    page.evaluate("letGo()")
+    page.evaluate("new Promise((go) => setTimeout(go, 100))")
+    assert page.inner_text("#dropped") == "last.png, 12 × 10"
+
+
+@pytest.mark.parametrize(("text", "mode"), [("", "enlarge"), ("words", "draw")])
+def test_a_picture_pasted_is_taken_unless_it_comes_with_text_for_the_prompt(page: Any, text: str, mode: str) -> None:
+    page.focus("#prompt")
+    page.evaluate(
+        """([text, bytes]) => {
+            const pasted = new DataTransfer();
+            for (const kind of ["text/plain", "text/html"]) if (text) pasted.setData(kind, text);
+            pasted.items.add(new File([new Uint8Array(bytes)], "image.png", { type: "image/png" }));
+            const told = { clipboardData: pasted, bubbles: true, cancelable: true };
+            document.activeElement.dispatchEvent(new ClipboardEvent("paste", told));
+        }""",
+        [text, list(png())],
+    )
+    assert page.evaluate("document.getElementById('ask').elements.mode.value") == mode
 
 
 def test_every_control_has_a_name(page: Any) -> None:

@@ -30,7 +30,7 @@ function setMode(wanted) {
 
 function tellSize() {
   const times = Number(field("upscale").value);
-  const own = mode() === "draw" ? info && [info.width, info.height] : picture && [picture.width, picture.height];
+  const own = mode() === "draw" ? info && [info.width, info.height] : picture?.width && [picture.width, picture.height];
   find("size").textContent = own ? `${own[0] * times} × ${own[1] * times} pixels` : "";
 }
 
@@ -65,17 +65,18 @@ async function take(file) {
   if (!file) return;
   setMode("enlarge");
   fail("");
+  const taken = { blob: file, name: file.name || "picture" };
+  picture = taken;
+  find("dropped").textContent = taken.name;
+  tellSize();
   const url = URL.createObjectURL(file);
   const image = new Image();
   image.src = url;
   image.alt = "";
   await image.decode().catch(() => {}); // a TIFF: the server can read what this browser cannot show
-  picture = { blob: file, url, width: image.naturalWidth, height: image.naturalHeight, name: file.name || "picture" };
-  const name = document.createElement("span");
-  const size = picture.width ? `, ${picture.width} × ${picture.height}` : "";
-  name.textContent = `${picture.name}${size}`;
-  find("dropped").replaceChildren(...(picture.width ? [image] : []), name);
-  if (!picture.width) picture = { blob: file, name: picture.name };
+  if (picture !== taken || !image.naturalWidth) return URL.revokeObjectURL(url);
+  Object.assign(taken, { url, width: image.naturalWidth, height: image.naturalHeight });
+  find("dropped").replaceChildren(image, `${taken.name}, ${taken.width} × ${taken.height}`);
   tellSize();
 }
 
@@ -327,7 +328,11 @@ find("forget").addEventListener("click", async () => {
   await forget();
   list();
 });
-document.addEventListener("paste", (event) => take([...event.clipboardData.files].find((file) => file.type.startsWith("image/"))));
+document.addEventListener("paste", ({ target, clipboardData }) => {
+  const words = ["text/plain", "text/html"].every((kind) => clipboardData.types.includes(kind));
+  if (words && target.matches("input, textarea")) return; // with a picture of them, as office programs copy
+  take([...clipboardData.files].find((file) => file.type.startsWith("image/")));
+});
 for (const name of ["dragover", "dragleave", "drop"]) {
   document.addEventListener(name, (event) => {
     if (!event.dataTransfer?.types.includes("Files")) return;

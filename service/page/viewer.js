@@ -43,18 +43,26 @@ export function fit() {
 
 export const zooms = { in: () => zoom(scale * 1.5), out: () => zoom(scale / 1.5), fit, one: () => zoom(1) };
 
+// Whether the browser can show it: not a TIFF.
+async function load(image, url) {
+  image.src = url;
+  await image.decode().catch(() => {});
+  return image.naturalWidth > 0;
+}
+
 // Show `url`, and `old` beside it for comparison where there is one.
 export async function show(url, old, alt) {
   const same = after.src === url;
   find("hint").hidden = true;
   view.hidden = false;
   after.alt = alt;
-  after.src = url;
-  await after.decode().catch(() => {});
-  before.hidden = !old || !comparing;
+  await load(after, url);
+  view.hidden = !after.naturalWidth;
+  find("unseen").hidden = !view.hidden;
+  const comparable = Boolean(old) && !view.hidden && (await load(before, old));
+  before.hidden = !comparable || !comparing;
   find("compare").hidden = before.hidden;
-  find("toggle").hidden = !old;
-  if (old) before.src = old;
+  find("toggle").hidden = !comparable;
   if (!same) fit();
 }
 
