@@ -360,6 +360,87 @@ def test_a_picture_pasted_is_taken_unless_it_comes_with_text_for_the_prompt(page
     assert page.evaluate("document.getElementById('ask').elements.mode.value") == mode
 
 
+def drawn(page: Any, prompt: str) -> None:
+    page.fill("#prompt", prompt)
+    page.click("#go")
+    page.wait_for_selector(f"#after[alt='{prompt}']")
+    finished(page)
+
+
+def test_an_older_picture_is_looked_at_while_the_next_is_drawn(page: Any) -> None:
+    drawn(page, "older")
+    page.click("summary")
+    page.fill("[name=steps]", "60")
+    page.fill("#prompt", "newer")
+    page.click("#go")
+    page.wait_for_selector("#after[alt='newer, not finished']")
+    page.click("#history button")
+    page.wait_for_selector("#after[alt='older']")
+    before = page.inner_text("#step")
+    wait_until(lambda: page.inner_text("#step") != before)
+    page.evaluate("new Promise((go) => setTimeout(go, 300))")
+    assert page.get_attribute("#after", "alt") == "older"
+    assert page.get_attribute("#download", "download").startswith("older")
+    assert page.is_visible("#progress") and page.is_disabled("#again")
+    page.wait_for_selector("#after[alt='newer']")
+    assert page.get_attribute("#download", "download").startswith("newer")
+
+
+def test_the_picture_clicked_last_is_the_one_that_stays(page: Any) -> None:
+    drawn(page, "slow")
+    drawn(page, "fast")
+    page.evaluate(
+        """() => {
+            const real = window.createImageBitmap;
+            window.createImageBitmap = (blob) => {
+                window.createImageBitmap = real;
+                return new Promise((go) => { window.letGo = () => go(real(blob)); });
+            };
+        }"""
+    )
+    page.click("#history button[title=slow]")
+    page.click("#history button[title=fast]")
+    page.wait_for_selector("#history [title=fast][aria-current=true]")
+    page.evaluate("letGo()")
+    page.evaluate("new Promise((go) => setTimeout(go, 100))")
+    assert page.get_attribute("#after", "alt") == "fast"
+    assert page.get_attribute("#download", "download").startswith("fast")
+
+
+def test_the_history_says_which_picture_is_shown(page: Any) -> None:
+    drawn(page, "one")
+    drawn(page, "two")
+    page.wait_for_selector("#history [title=two][aria-current=true]")
+    assert page.locator("#history [aria-current=true]").count() == 1
+
+
+def test_zoom_is_kept_from_preview_to_preview(page: Any) -> None:
+    page.evaluate(
+        """async () => {
+            const { show } = await import("/page/viewer.js");
+            window.showOne = (side, name) => {
+                const canvas = Object.assign(document.createElement("canvas"), { width: side, height: side });
+                return show(canvas.toDataURL(), null, name);
+            };
+        }"""
+    )
+
+    def shown(side: int, name: str = "a preview") -> tuple[float, float]:
+        page.evaluate("([side, name]) => showOne(side, name)", [side, name])
+        box = page.locator("#after").bounding_box()
+        return pytest.approx(box["width"], abs=0.5), pytest.approx(box["x"], abs=0.5)
+
+    fitted = shown(8)
+    assert shown(32) == fitted
+    page.focus("#view")
+    for key in ("+", "+", "ArrowLeft"):
+        page.keyboard.press(key)
+    zoomed = shown(32)
+    assert zoomed != fitted
+    assert shown(64) == zoomed
+    assert shown(8, "another") == fitted
+
+
 def test_every_control_has_a_name(page: Any) -> None:
     unnamed = page.evaluate(
         """[...document.querySelectorAll("input, select, textarea, button, a, progress")].filter((each) =>

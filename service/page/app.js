@@ -8,6 +8,7 @@ const find = (id) => document.getElementById(id);
 const form = find("ask");
 const STAGES = { queued: "Waiting", starting: "Starting", base: "Drawing", x4: "Enlarging ×4", x16: "Enlarging ×16" };
 let info = null, picture = null, running = null, current = null, retry = 0;
+let watching = false; // what is being made, not what was made before
 
 const field = (name) => form.elements[name];
 const mode = () => field("mode").value;
@@ -128,7 +129,7 @@ function tellProgress(status) {
 }
 
 function busy(now) {
-  find("go").disabled = now;
+  find("go").disabled = find("again").disabled = now;
   find("stop").hidden = !now;
   find("progress").hidden = !now;
   find("stage").setAttribute("aria-busy", String(now));
@@ -148,21 +149,19 @@ async function run() {
   }
   running = new AbortController();
   const source = mode() === "enlarge" ? picture : null;
-  let last = source?.url;
   find("stage").dataset.state = "busy";
-  for (const id of ["tools", "facts", "several"]) find(id).hidden = true;
+  for (const id of ["tools", "facts", "several", "unseen"]) find(id).hidden = true;
   find("compare").hidden = find("before").hidden = true;
   find("hint").hidden = true;
-  if (last) show(last, null, wanted.title);
+  watching = true;
+  if (source?.url) show(source.url, null, wanted.title);
   tellProgress({});
   busy(true);
   try {
     await follow(wanted.path, { ...wanted, signal: running.signal }, {
       status: tellProgress,
       preview: ({ index, image }) => {
-        if (index) return;
-        last = image;
-        return show(image, null, `${wanted.title}, not finished`);
+        if (!index && watching) return show(image, null, `${wanted.title}, not finished`);
       },
       done: (result) => finished(result, wanted, source),
       error: (problem) => fail(problem.detail),
@@ -210,6 +209,8 @@ function several(entries) {
   find("several").replaceChildren(...entries.map((entry) => tile(entry)));
 }
 
+const isCurrent = (entry) => current?.when === entry.when && current.seed === entry.seed;
+
 function tile(entry) {
   const button = document.createElement("button"), image = document.createElement("img");
   button.type = "button";
@@ -221,6 +222,7 @@ function tile(entry) {
   button.append(image);
   button.addEventListener("click", () => present(entry));
   button.entry = entry;
+  button.setAttribute("aria-current", String(isCurrent(entry)));
   return button;
 }
 
@@ -240,19 +242,22 @@ let shown = [];
 
 async function present(entry) {
   current = entry;
+  watching = false;
   const old = await beforeOf(entry).catch(() => null);
+  if (current !== entry || watching) return; // something else is looked at by now
   for (const url of shown) URL.revokeObjectURL(url);
   const url = URL.createObjectURL(entry.blob), oldUrl = old && URL.createObjectURL(old);
   shown = [url, oldUrl].filter(Boolean);
   find("stage").dataset.state = "done";
   await show(url, oldUrl, entry.title);
+  if (current !== entry || watching) return;
   const kind = entry.blob.type.split("/")[1];
   find("download").href = url;
   find("download").download = `${entry.title.replace(/\.\w+$/, "").replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 40)}-${entry.seed}.${kind}`;
   find("tools").hidden = find("facts").hidden = false;
   facts(entry);
   for (const button of document.querySelectorAll(".strip button")) {
-    button.setAttribute("aria-current", String(button.entry.when === entry.when && button.entry.seed === entry.seed));
+    button.setAttribute("aria-current", String(isCurrent(button.entry)));
   }
 }
 

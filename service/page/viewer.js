@@ -50,9 +50,11 @@ async function load(image, url) {
   return image.naturalWidth > 0;
 }
 
-// Show `url`, and `old` beside it for comparison where there is one.
+// Show `url`, and `old` beside it for comparison where there is one. Of a picture of the same name, the next preview for
+// one, the same place is shown.
 export async function show(url, old, alt) {
-  const same = after.src === url;
+  const moved = left || top_ || Math.abs(scale - fitting()) > 1e-3;
+  const width = !view.hidden && moved && after.alt === alt && scale * size()[0];
   find("hint").hidden = true;
   view.hidden = false;
   after.alt = alt;
@@ -63,7 +65,9 @@ export async function show(url, old, alt) {
   before.hidden = !comparable || !comparing;
   find("compare").hidden = before.hidden;
   find("toggle").hidden = !comparable;
-  if (!same) fit();
+  if (!width) return fit();
+  scale = width / size()[0];
+  draw();
 }
 
 export function compare(wanted) {
