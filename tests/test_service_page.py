@@ -201,7 +201,7 @@ def test_errors_are_said_in_words(page: Any, prompt: str, words: str) -> None:
     page.click("#go")
     page.wait_for_selector("#error:not([hidden])")
     assert words in page.inner_text("#error")
-    page.wait_for_selector("#go:enabled")
+    page.wait_for_selector("#go:not([aria-disabled=true])")
 
 
 def test_a_wrong_field_out_of_sight_is_shown_and_said_in_words(page: Any) -> None:
@@ -439,6 +439,45 @@ def test_zoom_is_kept_from_preview_to_preview(page: Any) -> None:
     assert zoomed != fitted
     assert shown(64) == zoomed
     assert shown(8, "another") == fitted
+
+
+def test_the_keyboard_keeps_its_place_and_the_end_is_said(page: Any, server: Running) -> None:
+    focused = "document.activeElement.id"
+    page.evaluate(
+        """() => {
+            window.heard = [];
+            const hear = (changes) => changes.forEach(({ target }) => {
+                const region = target.parentElement?.closest("[role=status]") ?? target.closest?.("[role=status]");
+                if (region && !region.closest("[hidden]")) heard.push(region.textContent);
+            });
+            const what = { subtree: true, childList: true, characterData: true };
+            new MutationObserver(hear).observe(document.body, what);
+        }"""
+    )
+    page.fill("#prompt", "a red apple")
+    page.focus("#go")
+    server.hold()
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#progress:not([hidden])")
+    assert page.evaluate(focused) == "go"
+    server.go()
+    finished(page)
+    assert page.evaluate(focused) == "go"
+    heard = page.evaluate("heard")
+    assert heard[-1] == "Done: a red apple, 32 × 32 pixels"
+    assert len(heard) == len(set(heard)) and not any("step" in each for each in heard), heard
+    page.focus("#again")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#tools[hidden]", state="attached")
+    finished(page)
+    assert page.evaluate(focused) == "go"
+    server.hold()
+    page.keyboard.press("Enter")
+    page.focus("#stop")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#stop", state="hidden")
+    server.go()
+    assert page.evaluate(focused) == "go"
 
 
 def test_every_control_has_a_name(page: Any) -> None:

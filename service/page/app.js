@@ -119,17 +119,25 @@ function entered() {
   return { mode: mode(), asked: values };
 }
 
+// For those who hear the page: how far it is only when that is another stage.
+function say(text) {
+  if (find("said").textContent !== text) find("said").textContent = text;
+}
+
 function tellProgress(status) {
   const steps = status.progress ?? [];
   const at = steps[0] ?? { stage: "queued", step: 0, steps: 0 };
   const part = at.steps ? at.step / at.steps : 0;
   find("bar").value = part;
   const place = status.place ? `, ${status.place} before you` : "";
+  say(STAGES[at.stage] ?? at.stage);
   find("step").textContent = `${STAGES[at.stage] ?? at.stage}${place}${at.steps ? `, step ${at.step} of ${at.steps}` : ""} …`;
 }
 
 function busy(now) {
-  find("go").disabled = find("again").disabled = now;
+  find("go").setAttribute("aria-disabled", String(now)); // disabled, it would lose the keyboard's place
+  find("again").disabled = now;
+  if (document.activeElement === find("stop")) find("go").focus();
   find("stop").hidden = !now;
   find("progress").hidden = !now;
   find("stage").setAttribute("aria-busy", String(now));
@@ -201,6 +209,7 @@ async function finished(result, wanted, source) {
   }
   several(entries);
   await present(entries[0]);
+  say(`Done: ${wanted.title}, ${entries[0].width} × ${entries[0].height} pixels`);
   list();
 }
 
@@ -291,6 +300,7 @@ async function list() {
 }
 
 function again() {
+  find("go").focus({ preventScroll: true }); // this button goes
   setMode(current.mode);
   for (const [name, value] of Object.entries(current.asked)) {
     if (field(name) && name !== "mode" && !(value instanceof File)) field(name).value = value;
