@@ -194,6 +194,7 @@ def test_cancel_stops_the_work(page: Any, server: Running) -> None:
         ("", "Type what to draw"),
         ("refuse", "99 tokens; the base model reads at most 77"),
         ("fail", "the models failed"),
+        ("a" * 1001, "at most 1000 characters"),
     ],
 )
 def test_errors_are_said_in_words(page: Any, prompt: str, words: str) -> None:
@@ -478,6 +479,41 @@ def test_the_keyboard_keeps_its_place_and_the_end_is_said(page: Any, server: Run
     page.wait_for_selector("#stop", state="hidden")
     server.go()
     assert page.evaluate(focused) == "go"
+
+
+def test_a_server_that_went_away_is_not_said_to_be_ready(page: Any) -> None:
+    for path in ("**/info", "**/generate?*"):
+        page.route(path, lambda route: route.fulfill(status=503, json={"detail": "the models are still loading"}))
+    page.fill("#prompt", "a")
+    page.click("#go")
+    page.wait_for_selector("#server.bad")
+    assert page.inner_text("#server") == "the models are still loading"
+    page.unroute_all()
+    page.wait_for_selector("#server.ready")
+
+
+def test_a_key_that_is_wanted_has_a_place_in_sight(page: Any) -> None:
+    for path in ("**/info", "**/generate?*"):
+        page.route(path, lambda route: route.fulfill(status=401, json={"detail": "this server wants an API key"}))
+    page.reload()
+    page.wait_for_selector("#server.bad")
+    assert page.is_visible("[name=key]")
+    page.click("summary")
+    page.fill("#prompt", "a")
+    page.click("#go")
+    page.wait_for_selector("#error:not([hidden])")
+    assert page.evaluate("document.activeElement.name") == "key"
+    assert page.is_visible("[name=key]")
+
+
+def test_when_to_come_back_is_said_once(page: Any) -> None:
+    problem = {"detail": "the queue is full; try again in 6 s"}
+    full = {"status": 429, "headers": {"retry-after": "6"}, "json": problem}
+    page.route("**/generate?*", lambda route: route.fulfill(**full))
+    page.fill("#prompt", "a")
+    page.click("#go")
+    page.wait_for_selector("#error:not([hidden])")
+    assert page.inner_text("#error") == problem["detail"]
 
 
 def test_every_control_has_a_name(page: Any) -> None:

@@ -42,7 +42,6 @@ async function connect() {
     state.className = "ready";
     state.textContent = `${info.base_model} model on ${info.device}`;
     const { settings } = info;
-    field("prompt").maxLength = settings.max_prompt_chars;
     field("num_images").max = settings.max_images;
     for (const [name, value] of [["steps", settings.base_steps], ["sr_steps", settings.sr_steps], ["aug_level", settings.aug_level]]) {
       field(name).placeholder = value;
@@ -56,7 +55,9 @@ async function connect() {
   } catch (error) {
     info = null;
     state.className = "bad";
-    state.textContent = error instanceof Refused ? error.message : "the server does not answer";
+    const words = error instanceof Refused ? error.message : "the server does not answer";
+    if (error.status === 401 && state.textContent !== words) find("settings").open = true; // where a key goes
+    state.textContent = words;
     clearTimeout(retry);
     retry = setTimeout(connect, 2000);
   }
@@ -177,6 +178,11 @@ async function run() {
     });
   } catch (error) {
     fail(error.name === "AbortError" ? "Cancelled." : error instanceof Refused ? error.message : "The server does not answer.");
+    if (error.status === 401) {
+      find("settings").open = true;
+      field("key").focus();
+    }
+    if (error.name !== "AbortError") connect(); // it may be away, or be another by now
   }
   running = null;
   busy(false);
