@@ -516,6 +516,40 @@ def test_when_to_come_back_is_said_once(page: Any) -> None:
     assert page.inner_text("#error") == problem["detail"]
 
 
+def test_before_does_not_shine_through_after_nor_the_other_way(page: Any, server: Running) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGBA", (12, 12), (200, 0, 0, 128)).save(buffer, "PNG")
+    page.check("input[value=enlarge]")
+    page.set_input_files("#file", {"name": "glass.png", "mimeType": "image/png", "buffer": buffer.getvalue()})
+    page.wait_for_selector("#dropped img")
+    page.click("#go")
+    finished(page)
+    with Image.open(io.BytesIO(page.locator("#view").screenshot())) as picture:
+        width, height = picture.size
+        left, right = (picture.getpixel((width // 2 + by, height // 2)) for by in (-30, 30))
+    assert left == right
+    page.click("#toggle")
+    with Image.open(io.BytesIO(page.locator("#view").screenshot())) as picture:
+        assert picture.getpixel((width // 2 - 30, height // 2)) == right
+    page.click("#toggle")
+    server.hold()
+    page.click("#go")
+    page.wait_for_selector("#progress:not([hidden])")
+    assert page.evaluate("document.getElementById('after').style.clipPath") == ""
+    server.go()
+
+
+@pytest.mark.parametrize("density", [1, 2])
+def test_one_for_one_is_of_the_screens_own_pixels(browser: Any, server: Running, density: int) -> None:
+    context = browser.new_context(device_scale_factor=density)
+    page = context.new_page()
+    page.goto(server.url)
+    drawn(page, "sharp")
+    page.click("[data-zoom=one]")
+    assert page.locator("#after").bounding_box()["width"] * density == 32
+    context.close()
+
+
 def test_every_control_has_a_name(page: Any) -> None:
     unnamed = page.evaluate(
         """[...document.querySelectorAll("input, select, textarea, button, a, progress")].filter((each) =>

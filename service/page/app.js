@@ -2,7 +2,7 @@
 
 import { follow, getJson, Refused } from "./api.js";
 import { forget, remember, remembered } from "./history.js";
-import { show } from "./viewer.js";
+import { alone, show } from "./viewer.js";
 
 const find = (id) => document.getElementById(id);
 const form = find("ask");
@@ -160,7 +160,7 @@ async function run() {
   const source = mode() === "enlarge" ? picture : null;
   find("stage").dataset.state = "busy";
   for (const id of ["tools", "facts", "several", "unseen"]) find(id).hidden = true;
-  find("compare").hidden = find("before").hidden = true;
+  alone();
   find("hint").hidden = true;
   watching = true;
   if (source?.url) show(source.url, null, wanted.title);

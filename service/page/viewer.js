@@ -5,6 +5,7 @@ const view = find("view"), after = find("after"), before = find("before"), slide
 let scale = 1, left = 0, top_ = 0, comparing = true;
 
 const size = () => [after.naturalWidth || 1, after.naturalHeight || 1];
+const one = () => 1 / devicePixelRatio; // a pixel of the picture on each of the screen
 const fitting = () => Math.min(view.clientWidth / size()[0], view.clientHeight / size()[1]);
 
 function draw() {
@@ -24,11 +25,13 @@ function split() {
   const [width] = size();
   // The picture's own x under the slider.
   const x = (share * view.clientWidth - view.clientWidth / 2 - left) / scale + width / 2;
-  before.style.clipPath = `inset(0 ${Math.max(0, Math.min(width, width - x))}px 0 0)`;
+  const seam = Math.max(0, Math.min(width, x));
+  before.style.clipPath = `inset(0 ${width - seam}px 0 0)`;
+  after.style.clipPath = before.hidden ? "" : `inset(0 0 0 ${seam}px)`; // else it shows through a transparent one
 }
 
 export function zoom(to, x = 0, y = 0) {
-  const next = Math.min(Math.max(to, fitting() / 4), 32);
+  const next = Math.min(Math.max(to, Math.min(fitting() / 4, one())), 32);
   left = x - ((x - left) * next) / scale;
   top_ = y - ((y - top_) * next) / scale;
   scale = next;
@@ -41,7 +44,7 @@ export function fit() {
   draw();
 }
 
-export const zooms = { in: () => zoom(scale * 1.5), out: () => zoom(scale / 1.5), fit, one: () => zoom(1) };
+export const zooms = { in: () => zoom(scale * 1.5), out: () => zoom(scale / 1.5), fit, one: () => zoom(one()) };
 
 // Whether the browser can show it: not a TIFF.
 async function load(image, url) {
@@ -68,6 +71,11 @@ export async function show(url, old, alt) {
   if (!width) return fit();
   scale = width / size()[0];
   draw();
+}
+
+export function alone() {
+  before.hidden = find("compare").hidden = true;
+  split();
 }
 
 export function compare(wanted) {
