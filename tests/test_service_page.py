@@ -60,10 +60,14 @@ def page(browser: Any, server: Running, request: pytest.FixtureRequest) -> Itera
     context.close()
 
 
-def png(width: int = 12, height: int = 10) -> bytes:
+def encoded(format: str, width: int = 12, height: int = 10) -> bytes:
     buffer = io.BytesIO()
-    Image.new("RGB", (width, height), "teal").save(buffer, "PNG")
+    Image.new("RGB", (width, height), "teal").save(buffer, format)
     return buffer.getvalue()
+
+
+def png(width: int = 12, height: int = 10) -> bytes:
+    return encoded("PNG", width, height)
 
 
 def finished(page: Any) -> None:
@@ -190,6 +194,7 @@ def test_cancel_stops_the_work(page: Any, server: Running) -> None:
         ("", "Type what to draw"),
         ("refuse", "99 tokens; the base model reads at most 77"),
         ("fail", "the models failed"),
+        ("a" * 1001, "at most 1000 characters"),
     ],
 )
 def test_errors_are_said_in_words(page: Any, prompt: str, words: str) -> None:
@@ -197,7 +202,7 @@ def test_errors_are_said_in_words(page: Any, prompt: str, words: str) -> None:
     page.click("#go")
     page.wait_for_selector("#error:not([hidden])")
     assert words in page.inner_text("#error")
-    page.wait_for_selector("#go:enabled")
+    page.wait_for_selector("#go:not([aria-disabled=true])")
 
 
 def test_a_wrong_field_out_of_sight_is_shown_and_said_in_words(page: Any) -> None:
@@ -269,6 +274,280 @@ def test_a_key_that_is_refused_is_tried_again_once_at_a_time(page: Any) -> None:
     page.evaluate("fetch('healthz')")  # after those, if there are any
     wait_until(lambda: page.evaluate("1") and "healthz" in asked)
     assert asked[: asked.index("healthz")].count("info") == 1
+
+
+def test_the_form_lies_over_nothing_however_far_the_page_is_scrolled(page: Any) -> None:
+    page.fill("#prompt", "a")
+    page.click("#go")
+    finished(page)
+    page.click("summary")
+    page.evaluate("scrollTo(0, document.body.scrollHeight)")
+    wait_until(lambda: page.evaluate("scrollY") > 0)
+    assert page.locator("#ask").bounding_box()["y"] < 0
+    edges = "[document.getElementById('ask').getBoundingClientRect().bottom, jobs.getBoundingClientRect().top]"
+    form_ends, jobs_begin = page.evaluate(edges)
+    assert form_ends <= jobs_begin
+
+
+def test_a_picture_that_the_browser_cannot_show_is_enlarged_all_the_same(page: Any) -> None:
+    page.check("input[value=enlarge]")
+    page.set_input_files("#file", {"name": "teal.tiff", "mimeType": "image/tiff", "buffer": encoded("TIFF")})
+    page.get_by_text("teal.tiff").wait_for()
+    assert page.inner_text("#size") == ""
+    page.click("#go")
+    finished(page)
+    page.get_by_text("This browser cannot show such a file").wait_for()
+    assert not page.is_visible("#view") and not page.is_visible("#compare") and not page.is_visible("#toggle")
+    with page.expect_download() as download:
+        page.click("#download")
+    with Image.open(download.value.path()) as picture:
+        assert (picture.format, picture.size) == ("TIFF", (48, 40))
+    page.check("input[value=draw]")
+    page.fill("#prompt", "a")
+    page.click("#go")
+    page.wait_for_selector("#compare:not([hidden])")
+    assert page.is_visible("#view") and not page.is_visible("#unseen")
+
+
+SLOW = """() => {
+    const decode = HTMLImageElement.prototype.decode;
+    HTMLImageElement.prototype.decode = function () {
+        HTMLImageElement.prototype.decode = decode;
+        return new Promise((go) => { window.letGo = go; }).then(() => decode.call(this));
+    };
+}"""
+"""The next picture takes until `letGo()` to be decoded, as a large one does."""
+
+
+def choose(page: Any, name: str, width: int) -> None:
+    page.set_input_files("#file", {"name": name, "mimeType": "image/png", "buffer": png(width)})
+
+
+def test_what_was_chosen_last_is_enlarged_though_it_is_not_shown_yet(page: Any) -> None:
+    page.check("input[value=enlarge]")
+    choose(page, "first.png", 12)
+    page.wait_for_selector("#dropped img")
+    page.evaluate(SLOW)
+    choose(page, "large.png", 20)
+    page.click("#go")
+    finished(page)
+    assert page.evaluate("document.getElementById('after').naturalWidth") == 80
+
+
+def test_a_picture_that_is_decoded_late_does_not_take_the_place_of_a_later_one(page: Any) -> None:
+    page.check("input[value=enlarge]")
+    page.evaluate(SLOW)
+    choose(page, "large.png", 20)
+    choose(page, "last.png", 12)
+    page.wait_for_selector("#dropped img")
+    page.evaluate("letGo()")
+    page.evaluate("new Promise((go) => setTimeout(go, 100))")
+    assert page.inner_text("#dropped") == "last.png, 12 × 10"
+
+
+@pytest.mark.parametrize(("text", "mode"), [("", "enlarge"), ("words", "draw")])
+def test_a_picture_pasted_is_taken_unless_it_comes_with_text_for_the_prompt(page: Any, text: str, mode: str) -> None:
+    page.focus("#prompt")
+    page.evaluate(
+        """([text, bytes]) => {
+            const pasted = new DataTransfer();
+            for (const kind of ["text/plain", "text/html"]) if (text) pasted.setData(kind, text);
+            pasted.items.add(new File([new Uint8Array(bytes)], "image.png", { type: "image/png" }));
+            const told = { clipboardData: pasted, bubbles: true, cancelable: true };
+            document.activeElement.dispatchEvent(new ClipboardEvent("paste", told));
+        }""",
+        [text, list(png())],
+    )
+    assert page.evaluate("document.getElementById('ask').elements.mode.value") == mode
+
+
+def drawn(page: Any, prompt: str) -> None:
+    page.fill("#prompt", prompt)
+    page.click("#go")
+    page.wait_for_selector(f"#after[alt='{prompt}']")
+    finished(page)
+
+
+def test_an_older_picture_is_looked_at_while_the_next_is_drawn(page: Any) -> None:
+    drawn(page, "older")
+    page.click("summary")
+    page.fill("[name=steps]", "60")
+    page.fill("#prompt", "newer")
+    page.click("#go")
+    page.wait_for_selector("#after[alt='newer, not finished']")
+    page.click("#history button")
+    page.wait_for_selector("#after[alt='older']")
+    before = page.inner_text("#step")
+    wait_until(lambda: page.inner_text("#step") != before)
+    page.evaluate("new Promise((go) => setTimeout(go, 300))")
+    assert page.get_attribute("#after", "alt") == "older"
+    assert page.get_attribute("#download", "download").startswith("older")
+    assert page.is_visible("#progress") and page.is_disabled("#again")
+    page.wait_for_selector("#after[alt='newer']")
+    assert page.get_attribute("#download", "download").startswith("newer")
+
+
+def test_the_picture_clicked_last_is_the_one_that_stays(page: Any) -> None:
+    drawn(page, "slow")
+    drawn(page, "fast")
+    page.evaluate(
+        """() => {
+            const real = window.createImageBitmap;
+            window.createImageBitmap = (blob) => {
+                window.createImageBitmap = real;
+                return new Promise((go) => { window.letGo = () => go(real(blob)); });
+            };
+        }"""
+    )
+    page.click("#history button[title=slow]")
+    page.click("#history button[title=fast]")
+    page.wait_for_selector("#history [title=fast][aria-current=true]")
+    page.evaluate("letGo()")
+    page.evaluate("new Promise((go) => setTimeout(go, 100))")
+    assert page.get_attribute("#after", "alt") == "fast"
+    assert page.get_attribute("#download", "download").startswith("fast")
+
+
+def test_the_history_says_which_picture_is_shown(page: Any) -> None:
+    drawn(page, "one")
+    drawn(page, "two")
+    page.wait_for_selector("#history [title=two][aria-current=true]")
+    assert page.locator("#history [aria-current=true]").count() == 1
+
+
+def test_zoom_is_kept_from_preview_to_preview(page: Any) -> None:
+    page.evaluate(
+        """async () => {
+            const { show } = await import("/page/viewer.js");
+            window.showOne = (side, name) => {
+                const canvas = Object.assign(document.createElement("canvas"), { width: side, height: side });
+                return show(canvas.toDataURL(), null, name);
+            };
+        }"""
+    )
+
+    def shown(side: int, name: str = "a preview") -> tuple[float, float]:
+        page.evaluate("([side, name]) => showOne(side, name)", [side, name])
+        box = page.locator("#after").bounding_box()
+        return pytest.approx(box["width"], abs=0.5), pytest.approx(box["x"], abs=0.5)
+
+    fitted = shown(8)
+    assert shown(32) == fitted
+    page.focus("#view")
+    for key in ("+", "+", "ArrowLeft"):
+        page.keyboard.press(key)
+    zoomed = shown(32)
+    assert zoomed != fitted
+    assert shown(64) == zoomed
+    assert shown(8, "another") == fitted
+
+
+def test_the_keyboard_keeps_its_place_and_the_end_is_said(page: Any, server: Running) -> None:
+    focused = "document.activeElement.id"
+    page.evaluate(
+        """() => {
+            window.heard = [];
+            const hear = (changes) => changes.forEach(({ target }) => {
+                const region = target.parentElement?.closest("[role=status]") ?? target.closest?.("[role=status]");
+                if (region && !region.closest("[hidden]")) heard.push(region.textContent);
+            });
+            const what = { subtree: true, childList: true, characterData: true };
+            new MutationObserver(hear).observe(document.body, what);
+        }"""
+    )
+    page.fill("#prompt", "a red apple")
+    page.focus("#go")
+    server.hold()
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#progress:not([hidden])")
+    assert page.evaluate(focused) == "go"
+    server.go()
+    finished(page)
+    assert page.evaluate(focused) == "go"
+    heard = page.evaluate("heard")
+    assert heard[-1] == "Done: a red apple, 32 × 32 pixels"
+    assert len(heard) == len(set(heard)) and not any("step" in each for each in heard), heard
+    page.focus("#again")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#tools[hidden]", state="attached")
+    finished(page)
+    assert page.evaluate(focused) == "go"
+    server.hold()
+    page.keyboard.press("Enter")
+    page.focus("#stop")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#stop", state="hidden")
+    server.go()
+    assert page.evaluate(focused) == "go"
+
+
+def test_a_server_that_went_away_is_not_said_to_be_ready(page: Any) -> None:
+    for path in ("**/info", "**/generate?*"):
+        page.route(path, lambda route: route.fulfill(status=503, json={"detail": "the models are still loading"}))
+    page.fill("#prompt", "a")
+    page.click("#go")
+    page.wait_for_selector("#server.bad")
+    assert page.inner_text("#server") == "the models are still loading"
+    page.unroute_all()
+    page.wait_for_selector("#server.ready")
+
+
+def test_a_key_that_is_wanted_has_a_place_in_sight(page: Any) -> None:
+    for path in ("**/info", "**/generate?*"):
+        page.route(path, lambda route: route.fulfill(status=401, json={"detail": "this server wants an API key"}))
+    page.reload()
+    page.wait_for_selector("#server.bad")
+    assert page.is_visible("[name=key]")
+    page.click("summary")
+    page.fill("#prompt", "a")
+    page.click("#go")
+    page.wait_for_selector("#error:not([hidden])")
+    assert page.evaluate("document.activeElement.name") == "key"
+    assert page.is_visible("[name=key]")
+
+
+def test_when_to_come_back_is_said_once(page: Any) -> None:
+    problem = {"detail": "the queue is full; try again in 6 s"}
+    full = {"status": 429, "headers": {"retry-after": "6"}, "json": problem}
+    page.route("**/generate?*", lambda route: route.fulfill(**full))
+    page.fill("#prompt", "a")
+    page.click("#go")
+    page.wait_for_selector("#error:not([hidden])")
+    assert page.inner_text("#error") == problem["detail"]
+
+
+def test_before_does_not_shine_through_after_nor_the_other_way(page: Any, server: Running) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGBA", (12, 12), (200, 0, 0, 128)).save(buffer, "PNG")
+    page.check("input[value=enlarge]")
+    page.set_input_files("#file", {"name": "glass.png", "mimeType": "image/png", "buffer": buffer.getvalue()})
+    page.wait_for_selector("#dropped img")
+    page.click("#go")
+    finished(page)
+    with Image.open(io.BytesIO(page.locator("#view").screenshot())) as picture:
+        width, height = picture.size
+        left, right = (picture.getpixel((width // 2 + by, height // 2)) for by in (-30, 30))
+    assert left == right
+    page.click("#toggle")
+    with Image.open(io.BytesIO(page.locator("#view").screenshot())) as picture:
+        assert picture.getpixel((width // 2 - 30, height // 2)) == right
+    page.click("#toggle")
+    server.hold()
+    page.click("#go")
+    page.wait_for_selector("#progress:not([hidden])")
+    assert page.evaluate("document.getElementById('after').style.clipPath") == ""
+    server.go()
+
+
+@pytest.mark.parametrize("density", [1, 2])
+def test_one_for_one_is_of_the_screens_own_pixels(browser: Any, server: Running, density: int) -> None:
+    context = browser.new_context(device_scale_factor=density)
+    page = context.new_page()
+    page.goto(server.url)
+    drawn(page, "sharp")
+    page.click("[data-zoom=one]")
+    assert page.locator("#after").bounding_box()["width"] * density == 32
+    context.close()
 
 
 def test_every_control_has_a_name(page: Any) -> None:

@@ -1,6 +1,11 @@
 // Talking to the server: one request, followed by its events.
 
-export class Refused extends Error {}
+export class Refused extends Error {
+  constructor(message, status) {
+    super(message);
+    this.status = status;
+  }
+}
 
 export function headers(key) {
   return key ? { authorization: `Bearer ${key}` } : {};
@@ -17,7 +22,7 @@ async function words(answer) {
 
 export async function getJson(path, key) {
   const answer = await fetch(path, { headers: headers(key) });
-  if (!answer.ok) throw new Refused(await words(answer));
+  if (!answer.ok) throw new Refused(await words(answer), answer.status);
   return answer.json();
 }
 
@@ -48,10 +53,7 @@ export async function follow(path, { body, type, key, signal }, on) {
     signal,
     headers: { accept: "text/event-stream", "content-type": type, ...headers(key) },
   });
-  if (!answer.ok) {
-    const wait = answer.headers.get("retry-after");
-    throw new Refused((await words(answer)) + (wait && answer.status === 429 ? ` (${wait} s)` : ""));
-  }
+  if (!answer.ok) throw new Refused(await words(answer), answer.status);
   let ended = false;
   for await (const lines of blocks(answer.body)) {
     const name = lines.find((line) => line.startsWith("event: "))?.slice(7);

@@ -2,12 +2,13 @@
 
 import { follow, getJson, Refused } from "./api.js";
 import { forget, remember, remembered } from "./history.js";
-import { show } from "./viewer.js";
+import { alone, show } from "./viewer.js";
 
 const find = (id) => document.getElementById(id);
 const form = find("ask");
 const STAGES = { queued: "Waiting", starting: "Starting", base: "Drawing", x4: "Enlarging ×4", x16: "Enlarging ×16" };
 let info = null, picture = null, running = null, current = null, retry = 0;
+let watching = false; // what is being made, not what was made before
 
 const field = (name) => form.elements[name];
 const mode = () => field("mode").value;
@@ -30,7 +31,7 @@ function setMode(wanted) {
 
 function tellSize() {
   const times = Number(field("upscale").value);
-  const own = mode() === "draw" ? info && [info.width, info.height] : picture && [picture.width, picture.height];
+  const own = mode() === "draw" ? info && [info.width, info.height] : picture?.width && [picture.width, picture.height];
   find("size").textContent = own ? `${own[0] * times} × ${own[1] * times} pixels` : "";
 }
 
@@ -41,7 +42,6 @@ async function connect() {
     state.className = "ready";
     state.textContent = `${info.base_model} model on ${info.device}`;
     const { settings } = info;
-    field("prompt").maxLength = settings.max_prompt_chars;
     field("num_images").max = settings.max_images;
     for (const [name, value] of [["steps", settings.base_steps], ["sr_steps", settings.sr_steps], ["aug_level", settings.aug_level]]) {
       field(name).placeholder = value;
@@ -55,7 +55,9 @@ async function connect() {
   } catch (error) {
     info = null;
     state.className = "bad";
-    state.textContent = error instanceof Refused ? error.message : "the server does not answer";
+    const words = error instanceof Refused ? error.message : "the server does not answer";
+    if (error.status === 401 && state.textContent !== words) find("settings").open = true; // where a key goes
+    state.textContent = words;
     clearTimeout(retry);
     retry = setTimeout(connect, 2000);
   }
@@ -65,17 +67,18 @@ async function take(file) {
   if (!file) return;
   setMode("enlarge");
   fail("");
+  const taken = { blob: file, name: file.name || "picture" };
+  picture = taken;
+  find("dropped").textContent = taken.name;
+  tellSize();
   const url = URL.createObjectURL(file);
   const image = new Image();
   image.src = url;
   image.alt = "";
   await image.decode().catch(() => {}); // a TIFF: the server can read what this browser cannot show
-  picture = { blob: file, url, width: image.naturalWidth, height: image.naturalHeight, name: file.name || "picture" };
-  const name = document.createElement("span");
-  const size = picture.width ? `, ${picture.width} × ${picture.height}` : "";
-  name.textContent = `${picture.name}${size}`;
-  find("dropped").replaceChildren(...(picture.width ? [image] : []), name);
-  if (!picture.width) picture = { blob: file, name: picture.name };
+  if (picture !== taken || !image.naturalWidth) return URL.revokeObjectURL(url);
+  Object.assign(taken, { url, width: image.naturalWidth, height: image.naturalHeight });
+  find("dropped").replaceChildren(image, `${taken.name}, ${taken.width} × ${taken.height}`);
   tellSize();
 }
 
@@ -117,17 +120,25 @@ function entered() {
   return { mode: mode(), asked: values };
 }
 
+// For those who hear the page: how far it is only when that is another stage.
+function say(text) {
+  if (find("said").textContent !== text) find("said").textContent = text;
+}
+
 function tellProgress(status) {
   const steps = status.progress ?? [];
   const at = steps[0] ?? { stage: "queued", step: 0, steps: 0 };
   const part = at.steps ? at.step / at.steps : 0;
   find("bar").value = part;
   const place = status.place ? `, ${status.place} before you` : "";
+  say(STAGES[at.stage] ?? at.stage);
   find("step").textContent = `${STAGES[at.stage] ?? at.stage}${place}${at.steps ? `, step ${at.step} of ${at.steps}` : ""} …`;
 }
 
 function busy(now) {
-  find("go").disabled = now;
+  find("go").setAttribute("aria-disabled", String(now)); // disabled, it would lose the keyboard's place
+  find("again").disabled = now;
+  if (document.activeElement === find("stop")) find("go").focus();
   find("stop").hidden = !now;
   find("progress").hidden = !now;
   find("stage").setAttribute("aria-busy", String(now));
@@ -147,21 +158,19 @@ async function run() {
   }
   running = new AbortController();
   const source = mode() === "enlarge" ? picture : null;
-  let last = source?.url;
   find("stage").dataset.state = "busy";
-  for (const id of ["tools", "facts", "several"]) find(id).hidden = true;
-  find("compare").hidden = find("before").hidden = true;
+  for (const id of ["tools", "facts", "several", "unseen"]) find(id).hidden = true;
+  alone();
   find("hint").hidden = true;
-  if (last) show(last, null, wanted.title);
+  watching = true;
+  if (source?.url) show(source.url, null, wanted.title);
   tellProgress({});
   busy(true);
   try {
     await follow(wanted.path, { ...wanted, signal: running.signal }, {
       status: tellProgress,
       preview: ({ index, image }) => {
-        if (index) return;
-        last = image;
-        return show(image, null, `${wanted.title}, not finished`);
+        if (!index && watching) return show(image, null, `${wanted.title}, not finished`);
       },
       done: (result) => finished(result, wanted, source),
       error: (problem) => fail(problem.detail),
@@ -169,6 +178,11 @@ async function run() {
     });
   } catch (error) {
     fail(error.name === "AbortError" ? "Cancelled." : error instanceof Refused ? error.message : "The server does not answer.");
+    if (error.status === 401) {
+      find("settings").open = true;
+      field("key").focus();
+    }
+    if (error.name !== "AbortError") connect(); // it may be away, or be another by now
   }
   running = null;
   busy(false);
@@ -201,6 +215,7 @@ async function finished(result, wanted, source) {
   }
   several(entries);
   await present(entries[0]);
+  say(`Done: ${wanted.title}, ${entries[0].width} × ${entries[0].height} pixels`);
   list();
 }
 
@@ -208,6 +223,8 @@ function several(entries) {
   find("several").hidden = entries.length < 2;
   find("several").replaceChildren(...entries.map((entry) => tile(entry)));
 }
+
+const isCurrent = (entry) => current?.when === entry.when && current.seed === entry.seed;
 
 function tile(entry) {
   const button = document.createElement("button"), image = document.createElement("img");
@@ -220,6 +237,7 @@ function tile(entry) {
   button.append(image);
   button.addEventListener("click", () => present(entry));
   button.entry = entry;
+  button.setAttribute("aria-current", String(isCurrent(entry)));
   return button;
 }
 
@@ -239,19 +257,22 @@ let shown = [];
 
 async function present(entry) {
   current = entry;
+  watching = false;
   const old = await beforeOf(entry).catch(() => null);
+  if (current !== entry || watching) return; // something else is looked at by now
   for (const url of shown) URL.revokeObjectURL(url);
   const url = URL.createObjectURL(entry.blob), oldUrl = old && URL.createObjectURL(old);
   shown = [url, oldUrl].filter(Boolean);
   find("stage").dataset.state = "done";
   await show(url, oldUrl, entry.title);
+  if (current !== entry || watching) return;
   const kind = entry.blob.type.split("/")[1];
   find("download").href = url;
   find("download").download = `${entry.title.replace(/\.\w+$/, "").replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 40)}-${entry.seed}.${kind}`;
   find("tools").hidden = find("facts").hidden = false;
   facts(entry);
   for (const button of document.querySelectorAll(".strip button")) {
-    button.setAttribute("aria-current", String(button.entry.when === entry.when && button.entry.seed === entry.seed));
+    button.setAttribute("aria-current", String(isCurrent(button.entry)));
   }
 }
 
@@ -285,6 +306,7 @@ async function list() {
 }
 
 function again() {
+  find("go").focus({ preventScroll: true }); // this button goes
   setMode(current.mode);
   for (const [name, value] of Object.entries(current.asked)) {
     if (field(name) && name !== "mode" && !(value instanceof File)) field(name).value = value;
@@ -327,7 +349,11 @@ find("forget").addEventListener("click", async () => {
   await forget();
   list();
 });
-document.addEventListener("paste", (event) => take([...event.clipboardData.files].find((file) => file.type.startsWith("image/"))));
+document.addEventListener("paste", ({ target, clipboardData }) => {
+  const words = ["text/plain", "text/html"].every((kind) => clipboardData.types.includes(kind));
+  if (words && target.matches("input, textarea")) return; // with a picture of them, as office programs copy
+  take([...clipboardData.files].find((file) => file.type.startsWith("image/")));
+});
 for (const name of ["dragover", "dragleave", "drop"]) {
   document.addEventListener(name, (event) => {
     if (!event.dataTransfer?.types.includes("Files")) return;

@@ -5,6 +5,7 @@ const view = find("view"), after = find("after"), before = find("before"), slide
 let scale = 1, left = 0, top_ = 0, comparing = true;
 
 const size = () => [after.naturalWidth || 1, after.naturalHeight || 1];
+const one = () => 1 / devicePixelRatio; // a pixel of the picture on each of the screen
 const fitting = () => Math.min(view.clientWidth / size()[0], view.clientHeight / size()[1]);
 
 function draw() {
@@ -24,11 +25,13 @@ function split() {
   const [width] = size();
   // The picture's own x under the slider.
   const x = (share * view.clientWidth - view.clientWidth / 2 - left) / scale + width / 2;
-  before.style.clipPath = `inset(0 ${Math.max(0, Math.min(width, width - x))}px 0 0)`;
+  const seam = Math.max(0, Math.min(width, x));
+  before.style.clipPath = `inset(0 ${width - seam}px 0 0)`;
+  after.style.clipPath = before.hidden ? "" : `inset(0 0 0 ${seam}px)`; // else it shows through a transparent one
 }
 
 export function zoom(to, x = 0, y = 0) {
-  const next = Math.min(Math.max(to, fitting() / 4), 32);
+  const next = Math.min(Math.max(to, Math.min(fitting() / 4, one())), 32);
   left = x - ((x - left) * next) / scale;
   top_ = y - ((y - top_) * next) / scale;
   scale = next;
@@ -41,21 +44,38 @@ export function fit() {
   draw();
 }
 
-export const zooms = { in: () => zoom(scale * 1.5), out: () => zoom(scale / 1.5), fit, one: () => zoom(1) };
+export const zooms = { in: () => zoom(scale * 1.5), out: () => zoom(scale / 1.5), fit, one: () => zoom(one()) };
 
-// Show `url`, and `old` beside it for comparison where there is one.
+// Whether the browser can show it: not a TIFF.
+async function load(image, url) {
+  image.src = url;
+  await image.decode().catch(() => {});
+  return image.naturalWidth > 0;
+}
+
+// Show `url`, and `old` beside it for comparison where there is one. Of a picture of the same name, the next preview for
+// one, the same place is shown.
 export async function show(url, old, alt) {
-  const same = after.src === url;
+  const moved = left || top_ || Math.abs(scale - fitting()) > 1e-3;
+  const width = !view.hidden && moved && after.alt === alt && scale * size()[0];
   find("hint").hidden = true;
   view.hidden = false;
   after.alt = alt;
-  after.src = url;
-  await after.decode().catch(() => {});
-  before.hidden = !old || !comparing;
+  await load(after, url);
+  view.hidden = !after.naturalWidth;
+  find("unseen").hidden = !view.hidden;
+  const comparable = Boolean(old) && !view.hidden && (await load(before, old));
+  before.hidden = !comparable || !comparing;
   find("compare").hidden = before.hidden;
-  find("toggle").hidden = !old;
-  if (old) before.src = old;
-  if (!same) fit();
+  find("toggle").hidden = !comparable;
+  if (!width) return fit();
+  scale = width / size()[0];
+  draw();
+}
+
+export function alone() {
+  before.hidden = find("compare").hidden = true;
+  split();
 }
 
 export function compare(wanted) {
