@@ -201,7 +201,7 @@ def _run(state: _State, settings: Settings, spec: JobSpec, devices: Sequence[str
         status = _watch(jobs, id, crew, interrupted)
     finally:
         crew.stop()
-    if crew.broken.is_set() and status.state in ACTIVE:
+    if crew.broken.is_set() and status.state in ACTIVE and not interrupted.is_set():
         return _fail("no worker could start; the line above says why")
     if status.state == "failed":
         state.forget()

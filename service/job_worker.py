@@ -28,7 +28,7 @@ from service.plan import output_key, plan
 from service.settings import BadSettings, Settings, load_settings
 from service.storage import NotAllowed, Place, StorageError, StorageTrouble, check_places, is_bucket, open_place
 from service.upscale import load_upscaler
-from service.work import Limits, Studio, Task
+from service.work import Limits, PutOff, Studio, Task
 
 _log = logging.getLogger("service.jobs")
 FENCED = 3
@@ -226,15 +226,18 @@ class JobWorker:
             passing = isinstance(error, StorageTrouble) or not isinstance(error, StorageError)
             left = self._settings.job_patience - waited
             if passing and left > 0:
-                pause = min(max(waited, 0.5), left, _LONGEST_PAUSE)
-                _log.warning("job %s waits for the storage: %s", id, error)
-                note = f"waiting for the storage: {error}"
-                self._jobs.put_off(id, note, pause, queue, workflow, _next_name(), *arguments, waited + pause)
+                self._put_off(id, error, waited, queue, workflow, *arguments)
             else:
                 self._jobs.fail(id, str(error) + (f" (waited {waited:.0f} s for it)" if passing else ""))
         else:
             if waited:
                 self._jobs.note(id, None)
+
+    def _put_off(self, id: str, error: Exception, waited: float, queue: str, workflow: str, *arguments: Any) -> None:
+        pause = min(max(waited, 0.5), self._settings.job_patience - waited, _LONGEST_PAUSE)
+        _log.warning("job %s waits for the storage: %s", id, error)
+        note = f"waiting for the storage: {error}"
+        self._jobs.put_off(id, note, pause, queue, workflow, _next_name(), *arguments, waited + pause)
 
     def _plan(self, id: str, waited: float = 0.0) -> None:
         if self._jobs.state(id) == "planning":
@@ -257,8 +260,12 @@ class JobWorker:
         places, whole = self._taken_up(id, number, spec, waited), True
         if places is None:
             return
-        while whole and (rows := jobs.chunk(id, number)):  # asked again: what the database lost is not done
-            whole = self._studio.run(spec, *places, [Task(**row) for row in rows], ledger)
+        try:
+            while whole and (rows := jobs.chunk(id, number)):  # asked again: what the database lost is not done
+                whole = self._studio.run(spec, *places, [Task(**row) for row in rows], ledger, waited)
+        except PutOff as trouble:
+            self._put_off(id, trouble, trouble.waited, CHUNKS, "upscale_chunk", number)
+            return
         if not self.stop.is_set():
             manifest_due(jobs, id, stopped=not whole)
 

@@ -210,13 +210,18 @@ def _add_watching(router: APIRouter, desk: Desk) -> None:
 
     @router.get("/{id}/events", response_class=EventSourceResponse)
     async def events(id: Annotated[str, Depends(known)]) -> AsyncIterator[ServerSentEvent]:
-        """The job at once and whenever it changed, as server-sent events, until it is over."""
+        """The job at once and whenever it changed, as server-sent events, until it is over or forgotten."""
         last: JobView | None = None
         while last is None or last.state in ACTIVE:
-            view = _view(await asyncio.to_thread(_asked, lambda: desk.jobs.status(id)))
-            if last is None or view.model_dump(exclude=_DRIFTING) != last.model_dump(exclude=_DRIFTING):
-                yield ServerSentEvent(data=view, event="job")
-                last = view
+            try:
+                status: JobStatus | None = await asyncio.to_thread(_asked, lambda: desk.jobs.status(id), False)
+            except Problem:  # it was forgotten meanwhile
+                return
+            if status is not None:  # else the database is away for a while
+                view = _view(status)
+                if last is None or view.model_dump(exclude=_DRIFTING) != last.model_dump(exclude=_DRIFTING):
+                    yield ServerSentEvent(data=view, event="job")
+                    last = view
             await asyncio.sleep(_EVERY)
 
     @router.get("/{id}/result.zip", response_class=StreamingResponse, responses={200: {"content": _ZIP}})

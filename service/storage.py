@@ -5,9 +5,9 @@ Folders go through the operating system, because links, `fsync` and temporary na
 """
 
 import errno
-import itertools
 import os
 import re
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,10 +18,9 @@ from typing import Any, Protocol
 
 _BUCKET = re.compile(r"(s3|gs|az)://[^/]+")
 _PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EAGAIN, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT}
-_TEMPORARY = re.compile(r"\..*\.part-\d+-\d+")
+_TEMPORARY = re.compile(r"\..*\.part-\d+-\d+", re.DOTALL)
 _CLOUDS = ("AWS", "GOOGLE", "AZURE")
 _METADATA = "169.254.169.254"  # where a cloud's own machines are told their credentials; asked where none are given
-_count = itertools.count()
 
 
 class StorageError(Exception):
@@ -49,7 +48,8 @@ class Place(Protocol):
         ...
 
     def list(self, recursive: bool = True) -> Iterator[tuple[str, int]]:
-        """Each file's key and size in bytes, in no order. Links and files being written are left out."""
+        """Each file's key and size in bytes, in no order. Links, files being written and what is in hidden folders of
+        this machine are left out."""
         ...
 
     def read(self, key: str) -> bytes:
@@ -108,8 +108,9 @@ class Folder:
                 for entry in entries:
                     if entry.is_symlink() or _TEMPORARY.fullmatch(entry.name):
                         continue
-                    if entry.is_dir() and recursive:
-                        waiting.append(f"{below}{entry.name}/")
+                    if entry.is_dir():
+                        if recursive and not entry.name.startswith("."):  # a trash need not be readable
+                            waiting.append(f"{below}{entry.name}/")
                     elif entry.is_file():
                         yield f"{below}{entry.name}", entry.stat().st_size
 
@@ -132,7 +133,8 @@ class Folder:
     def write(self, key: str, parts: bytes | Iterable[bytes], flush: bool = True) -> int:
         """See `Place`. A temporary name in the same folder, flushed to the disk, then renamed."""
         path = self._inside(key)
-        temporary = path.with_name(f".{path.name[:80]}.part-{os.getpid()}-{next(_count)}")
+        # 20 characters are at most 80 bytes; and on another machine a writer may have this one's number.
+        temporary = path.with_name(f".{path.name[:20]}.part-{os.getpid()}-{secrets.randbits(64)}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -301,8 +303,8 @@ class _of_bucket:  # a context manager, named for how it reads: `with _of_bucket
             raise Missing(f"{self._key}: there is no such object") from error
         if isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError):
             raise StorageError(f"{self._key}: access is denied") from error
-        if isinstance(error, exceptions.InvalidPathError | exceptions.NotSupportedError):
-            raise StorageError(f"{self._key}: {error}") from error
+        if isinstance(error, exceptions.InvalidPathError | exceptions.NotSupportedError | ValueError):
+            raise StorageError(f"{self._key}: {_first_line(error)}") from error
         if isinstance(error, exceptions.BaseError | OSError):
             reason = _first_line(error)
             raise StorageTrouble(f"{self._key}: {reason}{_hint(self._url) if _METADATA in reason else ''}") from error

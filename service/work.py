@@ -31,6 +31,7 @@ from service.storage import Place, StorageError, StorageTrouble, is_bucket
 _log = logging.getLogger("service.jobs")
 _HANDS_OF_A_CPU = 3  # one computes while the others wait for a bucket
 _FLUSHED = 8, 1 << 22  # so many results, or bytes of them, are flushed together
+_IN_PLACE = 5.0  # seconds that a picture waits for its storage before other jobs' have their turn
 
 
 class Ledger(Protocol):
@@ -59,6 +60,14 @@ class Ledger(Protocol):
 
 class Stopped(Exception):
     """The work was told to stop, or lost its claim, before a picture came to a result."""
+
+
+class PutOff(Exception):
+    """The storage is in trouble for longer than others should wait: `waited` seconds of what patience there is."""
+
+    def __init__(self, message: str, waited: float) -> None:
+        super().__init__(message)
+        self.waited = waited
 
 
 class GivenUp(Exception):
@@ -102,12 +111,21 @@ class Studio:
         """`work()`; on a CPU in the device's thread, so that nothing takes its cores away."""
         return work() if self.overlaps else self.device.run(work)
 
-    def run(self, spec: JobSpec, source: Place, target: Place, tasks: Sequence[Task], ledger: Ledger) -> bool:
+    def run(
+        self,
+        spec: JobSpec,
+        source: Place,
+        target: Place,
+        tasks: Sequence[Task],
+        ledger: Ledger,
+        waited: float = 0.0,
+    ) -> bool:
         """Do these pictures; False where it ended before the last, by `stop` or by the ledger's word.
 
         Those at which an attempt was begun before may have ended their process: each is done first, and alone.
+        Raises PutOff where the storage is in trouble and patience, after `waited` seconds of it, does not end yet.
         """
-        chunk = _Chunk(self, spec, source, target, ledger, len(tasks))
+        chunk = _Chunk(self, spec, source, target, ledger, len(tasks), self.limits.patience - waited)
         suspects, others = [task for task in tasks if task.attempts], [task for task in tasks if not task.attempts]
         try:
             if not self.overlaps and not is_bucket(source.url) and not is_bucket(target.url):
@@ -128,9 +146,17 @@ class _Chunk:
     """The pictures of one job that are done with the studio's means."""
 
     def __init__(
-        self, studio: Studio, spec: JobSpec, source: Place, target: Place, ledger: Ledger, pending: int
+        self,
+        studio: Studio,
+        spec: JobSpec,
+        source: Place,
+        target: Place,
+        ledger: Ledger,
+        pending: int,
+        patience: float,
     ) -> None:
         self.studio, self.spec, self.source, self.target, self.ledger = studio, spec, source, target, ledger
+        self._patience = patience  # what is left of it since a result was last written
         self.left = threading.Event()  # the ledger said to leave the rest, or failed
         self._pending = pending
         self._written: dict[str, str] = {}  # keys by the names of results that may not be on the disk yet
@@ -197,6 +223,9 @@ class _Chunk:
         except Stopped:
             self.ledger.give_back(task.key)
             return False
+        except PutOff:
+            self.ledger.give_back(task.key)
+            raise
         except (InvalidPicture, StorageError, GivenUp) as error:
             record["error"] = str(error)
         except Exception as error:  # a decoder's or the model's own failure is this picture's, not the job's
@@ -221,6 +250,7 @@ class _Chunk:
         with ExitStack() as held:
             result = self.studio.compute(lambda: self._enlarged(task, data, record, held))
             record["output_bytes"] = self._patiently(lambda: self.target.write(output, result, flush=False))
+        self._patience = self.studio.limits.patience
         with self._changing:
             self._written[output] = task.key
             self._unflushed += record["output_bytes"]
@@ -299,14 +329,19 @@ class _Chunk:
         return len(data)
 
     def _patiently(self, work: Callable[[], Any]) -> Any:
-        """`work()`, again while the storage is in trouble, until patience ends; Stopped where the work is to end."""
-        pause, deadline, told = 0.2, time.monotonic() + self.studio.limits.patience, False
+        """`work()`, again while the storage is in trouble, until patience ends, for all that come after too; PutOff
+        where it lasts, Stopped where the work is to end."""
+        pause, began, told = 0.2, time.monotonic(), False
         while True:
             try:
                 result = work()
             except StorageTrouble as error:
-                if time.monotonic() > deadline:
+                waited = time.monotonic() - began
+                if self._patience <= _IN_PLACE and waited >= self._patience:
+                    self._patience = 0.0
                     raise
+                if waited >= _IN_PLACE:
+                    raise PutOff(str(error), self.studio.limits.patience - self._patience + waited) from error
                 _log.warning("waiting for the storage: %s", error)
                 if not self.ledger.waiting(str(error)) or self.studio.stop.wait(pause):
                     raise Stopped from error

@@ -100,9 +100,19 @@ class Full(Folder):
         return super().write(key, parts, flush)
 
 
+class Crammed(Folder):
+    """A folder without room for a picture."""
+
+    def write(self, key: str, parts: bytes | Iterable[bytes], flush: bool = True) -> int:
+        """See `Place`."""
+        if key != MANIFEST:
+            raise StorageTrouble("no room")
+        return super().write(key, parts, flush)
+
+
 def place(url: str) -> Place:
-    """`open_place`, but for folders that are called silent or full."""
-    kinds = {"silent": Silent, "full": Full}
+    """`open_place`, but for folders that are called silent, full or crammed."""
+    kinds = {"silent": Silent, "full": Full, "crammed": Crammed}
     return kinds[Path(url).name](Path(url)) if Path(url).name in kinds else open_place(url)
 
 

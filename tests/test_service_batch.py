@@ -246,6 +246,23 @@ def test_workers_that_cannot_start_end_it_with_status_2(tmp_path: Path) -> None:
     assert "no worker could start" in done.stderr
 
 
+def test_interrupted_while_one_of_two_workers_could_not_start_it_is_as_with_one(tmp_path: Path) -> None:
+    fill(tmp_path / "in", 100)
+    worker = "import os, runpy, sys; os.environ['SERVICE_DEVICE'] == 'cpu' or sys.exit(2); "
+    worker += "runpy.run_module('tests.jobs_fakes', run_name='__main__')"
+    code = CODE.replace('"-m", "tests.jobs_fakes"', f'"-c", {worker!r}')
+    command = [sys.executable, "-c", code, "in", "out", "--workers", "2", "--device", "cpu,mps"]
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment(tmp_path, 0.2), stdout=-1, stderr=-1, text=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "log").exists() or enlarged(tmp_path) < 4:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, " left of 100 in " in out) == (130, True), err
+    assert len(states(tmp_path)) == enlarged(tmp_path)
+
+
 def test_an_output_that_cannot_take_a_manifest_ends_it_with_status_2(tmp_path: Path) -> None:
     fill(tmp_path / "in", 2)
     (tmp_path / "out" / "manifest.jsonl").mkdir(parents=True)

@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import struct
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from service.settings import Settings
 from service.storage import Folder
 from tests.jobs_fakes import BROKEN, fill, picture_bytes
 from tests.jobs_http import jobs_app, running
+from tests.jobs_servers import Postgres
 from tests.service_fakes import problem, wait_until
 
 ROOT = Path(__file__).parent.parent
@@ -83,6 +85,26 @@ def test_a_job_from_folder_to_folder_is_made_watched_and_forgotten(client: httpx
     for path in (f"/jobs/{id}", f"/jobs/{id}/events", f"/jobs/{id}/result.zip"):
         assert problem(client.get(path)).status == 404
     assert len(list((root / "free" / "out").iterdir())) == 7
+
+
+def test_a_jobs_events_outlast_a_database_that_is_away_and_end_with_the_job(tmp_path: Path, postgres: Postgres) -> None:
+    settings = Settings(data_dir=tmp_path, database_url=postgres.url, storage_roots=[str(tmp_path)])
+    body = {"input": str(tmp_path / "in"), "output": str(tmp_path / "out")}
+    with running(jobs_app(settings)) as url, httpx.Client(base_url=url, timeout=30) as client:
+        for stopped in (True, False):
+            id = client.post("/jobs", json=body).json()["id"]
+            with client.stream("GET", f"/jobs/{id}/events", timeout=60) as stream:
+                lines = stream.iter_lines()
+                assert next(json.loads(line[6:]) for line in lines if line.startswith("data: "))["id"] == id
+                if stopped:
+                    postgres.stop()
+                    time.sleep(1.5)
+                    postgres.start()
+                assert client.post(f"/jobs/{id}/cancel").status_code == 200
+                if not stopped:
+                    assert client.delete(f"/jobs/{id}").status_code == 204
+                seen = [json.loads(line[6:])["state"] for line in lines if line.startswith("data: ")]
+            assert seen in ((["cancelled"],) if stopped else (["cancelled"], []))
 
 
 def test_a_job_takes_names_in_any_case_as_an_upload_does() -> None:

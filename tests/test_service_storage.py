@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from service.storage import (
@@ -55,6 +56,32 @@ def test_a_bucket_that_is_not_there_is_an_error(s3: S3, monkeypatch: pytest.Monk
         open_place("s3://no-such-bucket/x").write("a.png", b"one")
 
 
+def test_a_key_that_obstore_does_not_take_is_an_error_in_one_line(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in s3.environment().items():
+        monkeypatch.setenv(name, value)
+    s3.make_bucket("keys")
+    place = open_place("s3://keys/odd")
+    with pytest.raises(StorageError, match=r"^a\tb\.png: .*path") as refused:
+        place.write("a\tb.png", b"one")
+    assert "\n" not in str(refused.value)
+    httpx.put(f"{s3.url}/keys/odd//b.png", content=b"one").raise_for_status()
+    with pytest.raises(StorageError, match=r"^s3://keys/odd: .*odd//b\.png") as refused:
+        list(place.list())
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["\N{GRINNING FACE}" * 62 + ".png", "雪" * 83 + ".png", "x" * 251 + ".png"])
+def test_any_name_that_a_folder_can_have_is_written(tmp_path: Path, name: str) -> None:
+    assert Folder(tmp_path).write(name, b"one") == 3
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_a_writer_is_not_stopped_by_what_one_of_its_number_left_on_another_machine(tmp_path: Path) -> None:
+    for count in range(2000):  # in containers all processes may have one number
+        (tmp_path / f".a.png.part-{os.getpid()}-{count}").touch()
+    assert Folder(tmp_path).write("a.png", b"one") == 3
+
+
 def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
     folder = Folder(tmp_path)
     folder.write("a.png", b"whole")
@@ -71,12 +98,19 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
 
 def test_what_a_killed_writer_left_is_not_listed_and_tidied_away(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
-    for name in (".a.png.part-12-3", "deep/.b.png.part-1-0", "a.part-1-2", ".hidden.part-x"):
+    for name in (".a.png.part-12-3", "deep/.b\nc.png.part-1-0", "a.part-1-2", ".hidden.part-x"):
         (tmp_path / name).write_bytes(b"x")
     folder = Folder(tmp_path)
     assert sorted(key for key, _ in folder.list()) == [".hidden.part-x", "a.part-1-2"]
     folder.tidy()
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [".hidden.part-x", "a.part-1-2"]
+
+
+def test_hidden_folders_are_not_entered(tmp_path: Path) -> None:
+    (tmp_path / ".Trash" / "1000").mkdir(parents=True)
+    (tmp_path / ".Trash" / "1000" / "a.png").write_bytes(b"x")
+    (tmp_path / "b.png").write_bytes(b"x")
+    assert list(Folder(tmp_path).list()) == [("b.png", 1)]
 
 
 def test_only_what_passes_is_trouble() -> None:
