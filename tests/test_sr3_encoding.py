@@ -82,6 +82,19 @@ def test_text_is_xmp_where_a_format_has_no_text_of_its_own(format, dtype):
         assert "xmp" not in file.info
 
 
+@pytest.mark.parametrize("format", ["JPEG", "WEBP"])
+def test_a_lower_quality_is_a_smaller_file(format):
+    picture = Picture(noise(64, 64, 3))
+    sizes = [len(encode(picture, format, quality)) for quality in (10, 50, 95)]
+    assert sizes == sorted(sizes) and sizes[0] < sizes[2] / 2
+    assert len(encode(picture, format)) == sizes[2]
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF"])
+def test_a_profile_alone_stays_in_sixteen_bits(format):
+    assert read(encode(Picture(noise(8, 8, 3, np.uint16), icc=b"a profile"), format)).icc == b"a profile"
+
+
 def test_channels_are_rgb_in_both_libraries(tmp_path):
     red = np.zeros((8, 8, 3), np.uint8)
     red[..., 0] = 255
