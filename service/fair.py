@@ -84,7 +84,7 @@ class FairQueue(Generic[T]):
         """Queue all of (item, key, cost), or none: QueueFull where they do not fit."""
         mine = sum(each.client == client for each in self._waiting)
         if not fits(self.size, len(self._waiting), mine, len(entries)):
-            raise QueueFull(f"{len(self._waiting)} pictures are waiting already, {mine} of them yours")
+            raise QueueFull(f"pictures waiting already: {len(self._waiting)}, of them yours: {mine}")
         for item, key, cost in entries:
             tag = max(self._now, self._ends.get(client, 0.0))
             self._ends[client] = tag + cost

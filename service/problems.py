@@ -92,11 +92,11 @@ def _validation_problem(request: Request, errors: Sequence[Mapping[str, Any]]) -
 
 def _field_error(request: Request, error: Mapping[str, Any]) -> FieldError:
     location, *path = (str(part) for part in error["loc"])
-    missing = error["type"] == "missing"
+    missing, unsuited = error["type"] == "missing", error["type"] == "string_pattern_mismatch"
     return FieldError(
         location=location,
         field=path[0] if path else "",
-        message=error["msg"],
+        message="It has characters that are not accepted" if unsuited else error["msg"],
         got=None if missing else shown(error["input"]),
         accepted=accepted_by(request, location, path[0] if path else ""),
     )

@@ -57,7 +57,7 @@ def test_the_first_may_wait_for_company_but_not_a_full_batch() -> None:
 
 def test_all_of_a_request_fit_or_none() -> None:
     queue = queued(("a", "1x"), size=2)
-    with pytest.raises(QueueFull, match="1 pictures are waiting already, 1 of them yours"):
+    with pytest.raises(QueueFull, match="pictures waiting already: 1, of them yours: 1"):
         queue.add("a", [("2x", "x", 1.0), ("3x", "x", 1.0)])
     assert list(queue) == ["1x"]
 
@@ -89,7 +89,7 @@ def test_places_are_shared_anew_as_they_become_free() -> None:
 def test_a_first_request_may_take_all_that_is_free() -> None:
     queue: FairQueue[str] = FairQueue(3)
     queue.add("a", [(each, "x", 1.0) for each in "123"])
-    with pytest.raises(QueueFull, match="3 pictures are waiting already, 0 of them yours"):
+    with pytest.raises(QueueFull, match="pictures waiting already: 3, of them yours: 0"):
         queue.add("b", [("4", "x", 1.0)])
 
 

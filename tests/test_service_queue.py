@@ -65,7 +65,7 @@ def test_full_queue_is_429_and_loses_nothing(server: Running) -> None:
         answers = [each.result(20) for each in held]
     assert refused.status_code == 429
     assert int(refused.headers["retry-after"]) >= 1
-    assert "3 pictures are waiting already, 3 of them yours" in problem(refused).detail
+    assert "pictures waiting already: 3, of them yours: 3" in problem(refused).detail
     assert [answer.headers["seed"] for answer in answers] == ["0", "1", "2", "3"]
     assert sorted(server.begun()) == ["p0", "p1", "p2", "p3"]
 
