@@ -47,6 +47,10 @@ def targets_batched(images: Tensor, plans: Sequence[Plan]) -> Tensor:
 
 def _run(images: Tensor, steps: Sequence[tuple[Step, ...]], generator: torch.Generator | None) -> Tensor:
     """Each image through its steps; the next kind of step is always the one that most of them wait for."""
+    kind = images.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):  # as in a training step
+        with torch.autocast(kind, enabled=False):
+            return _run(images, steps, generator)
     canvas = images
     sizes: list[Size] = [(images.shape[2], images.shape[3])] * len(images)
     done = [0] * len(images)

@@ -76,7 +76,7 @@ def _subsample(chroma: Tensor, strides: tuple[int, int]) -> Tensor:
         return chroma
     count = strides[0] * strides[1]
     means = F.avg_pool2d(chroma, strides)
-    turn = torch.arange(means.shape[3], device=chroma.device) % 2
+    turn = torch.arange(means.shape[3], device=chroma.device, dtype=chroma.dtype) % 2
     return torch.floor(means + (turn + count // 2 - 1) / count)
 
 

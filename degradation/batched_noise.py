@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from degradation.batched_borders import Size, mirror_pad
-from degradation.camera import DEMOSAIC_FILTERS, RED_POSITIONS
+from degradation.camera import DEMOSAIC_FILTERS, RED_POSITIONS, check_camera
 from degradation.noise import LUMA, gaussian_field, poisson_noise
 from degradation.plan import CameraNoise, GaussianNoise, PoissonNoise, SpeckleNoise
 
@@ -78,6 +78,8 @@ def camera_noise_batch(
     generator: torch.Generator | None,
 ) -> Tensor:
     """Sensor noise, through the signal processor there and back."""
+    for s in steps:
+        check_camera(s.pattern, (s.shot, s.read), (s.red_gain, s.blue_gain, s.digital_gain))
     height, width = images.shape[2:]
     gains = np.array([[s.red_gain, 1, s.blue_gain] for s in steps]) * [[s.digital_gain] for s in steps]
     to_camera = np.array([s.camera_matrix for s in steps])

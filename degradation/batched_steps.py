@@ -18,7 +18,8 @@ from degradation.batched_borders import Size, mirror_pad
 from degradation.batched_jpeg import jpeg_batch
 from degradation.batched_noise import camera_noise_batch, gaussian_noise_batch, poisson_noise_batch
 from degradation.batched_separable import apply_separable, blur_matrix, gaussian_taps, resize_matrix
-from degradation.blur import gaussian_kernel
+from degradation.blur import check_kernel, gaussian_kernel
+from degradation.jpeg import check_jpeg
 from degradation.plan import (
     AnisotropicBlur,
     Blur,
@@ -31,6 +32,7 @@ from degradation.plan import (
     Sharpen,
     SpeckleNoise,
 )
+from degradation.resize import check_resize
 
 
 def apply_group(
@@ -60,8 +62,8 @@ def apply_group(
 
 
 def _blur(images: Tensor, sizes: Sequence[Size], sigmas: Sequence[float], kernel_sizes: Sequence[int]) -> Tensor:
-    if any(size % 2 == 0 for size in kernel_sizes):
-        raise ValueError(f"a kernel's size must be odd, so that it does not shift the image; got {kernel_sizes}")
+    for size, each in zip(kernel_sizes, sigmas, strict=True):
+        check_kernel(size, each)
     sigma = torch.tensor(sigmas, device=images.device, dtype=torch.float64)
     kernel_size = torch.tensor(kernel_sizes, device=images.device)
     taps = gaussian_taps(sigma, kernel_size, torch.zeros_like(sigma), max(kernel_sizes))
@@ -85,6 +87,8 @@ def _anisotropic_blur(images: Tensor, sizes: Sequence[Size], steps: Sequence[Ani
 
 def _resize(images: Tensor, sizes: Sequence[Size], steps: Sequence[Resize]) -> Tensor:
     method = steps[0].interpolation
+    for step in steps:
+        check_resize(step.height, step.width, method)
     rows = resize_matrix([h for h, _ in sizes], [s.height for s in steps], method, images.device)
     columns = resize_matrix([w for _, w in sizes], [s.width for s in steps], method, images.device)
     return apply_separable(images, rows, columns).clamp(0, 1)
@@ -92,8 +96,10 @@ def _resize(images: Tensor, sizes: Sequence[Size], steps: Sequence[Resize]) -> T
 
 def _decimate(images: Tensor, sizes: Sequence[Size], steps: Sequence[Decimate]) -> Tensor:
     factor = steps[0].factor
-    if any(side % factor for size in sizes for side in size):
+    if factor < 1 or any(side % factor for size in sizes for side in size):
         raise ValueError(f"cannot take every {factor}-th pixel of {sizes}: not multiples")
+    for step in steps:
+        check_kernel(step.size, step.sigma)
     start = (factor - 1) // 2
     sigma = torch.tensor([s.sigma for s in steps], device=images.device, dtype=torch.float64)
     kernel_size = torch.tensor([s.size for s in steps], device=images.device)
@@ -104,6 +110,8 @@ def _decimate(images: Tensor, sizes: Sequence[Size], steps: Sequence[Decimate]) 
 
 
 def _jpeg(images: Tensor, sizes: Sequence[Size], steps: Sequence[Jpeg]) -> Tensor:
+    for step in steps:
+        check_jpeg(step.quality, step.subsampling)
     quality = torch.tensor([step.quality for step in steps], device=images.device)
     return jpeg_batch(images, sizes, quality, steps[0].subsampling)
 

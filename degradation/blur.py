@@ -18,7 +18,7 @@ def gaussian_taps(sigma: float, size: int, centre: float = 0.0) -> np.ndarray:
 
     Raises ValueError for an even or too large size or a negative sigma.
     """
-    _check(size, sigma)
+    check_kernel(size, sigma)
     offsets = np.arange(size) - size // 2 - centre
     exponent = -0.5 * (offsets / max(sigma, _SMALLEST_SIGMA)) ** 2
     taps = np.exp(exponent - exponent.max())
@@ -31,7 +31,7 @@ def gaussian_kernel(sigma_x: float, sigma_y: float, angle: float, size: int) -> 
     R turns the x axis (columns) by ``angle`` radians towards the y axis (rows, downwards).
     Source: arXiv 2103.14006, section 3.2. Raises ValueError for an even or too large size or a negative sigma.
     """
-    _check(size, sigma_x, sigma_y)
+    check_kernel(size, sigma_x, sigma_y)
     along = np.arange(size) - size // 2
     x, y = along[None, :], along[:, None]
     u = (x * np.cos(angle) + y * np.sin(angle)) / max(sigma_x, _SMALLEST_SIGMA)
@@ -71,7 +71,8 @@ def sharpen(image: np.ndarray, weight: float = 0.5, radius: int = 51, threshold:
     return soft_mask * sharpened + (1 - soft_mask) * image
 
 
-def _check(size: int, *sigmas: float) -> None:
+def check_kernel(size: int, *sigmas: float) -> None:
+    """Raises ValueError for an even or too large size or a negative sigma."""
     if not 1 <= size <= _LARGEST_SIZE or size % 2 == 0:
         raise ValueError(
             f"a kernel's size must be odd, so that it does not shift the image, and at most {_LARGEST_SIZE}; got {size}"

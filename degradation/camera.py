@@ -47,10 +47,7 @@ def camera_noise(
     colours, and the gains are those that the camera applies. Raises ValueError for an unknown
     pattern, negative variances or gains that are not above 0.
     """
-    if pattern not in RED_POSITIONS:
-        raise ValueError(f"a Bayer pattern is one of {', '.join(RED_POSITIONS)}; got {pattern!r}")
-    if shot < 0 or read < 0 or min(red_gain, blue_gain, digital_gain) <= 0:
-        raise ValueError("camera noise needs variances ≥ 0 and gains > 0")
+    check_camera(pattern, (shot, read), (red_gain, blue_gain, digital_gain))
     gains = np.array([red_gain, 1, blue_gain], np.float32) * np.float32(digital_gain)
     to_camera = np.asarray(camera_matrix, np.float64)
     raw_colours = cv2.transform(to_linear(image), to_camera / gains[:, None])
@@ -60,6 +57,14 @@ def camera_noise(
     raw = np.minimum(raw, 1)  # the sensor is full; below zero is left until the end, or black turns grey
     colours = demosaic(raw, pattern)
     return to_display(cv2.transform(colours, np.linalg.inv(to_camera) * gains[None, :]))
+
+
+def check_camera(pattern: str, variances: tuple[float, float], gains: tuple[float, float, float]) -> None:
+    """Raises ValueError for an unknown pattern, negative variances or gains that are not above 0."""
+    if pattern not in RED_POSITIONS:
+        raise ValueError(f"a Bayer pattern is one of {', '.join(RED_POSITIONS)}; got {pattern!r}")
+    if min(variances) < 0 or min(gains) <= 0:
+        raise ValueError("camera noise needs variances ≥ 0 and gains > 0")
 
 
 def to_linear(image: np.ndarray) -> np.ndarray:

@@ -60,6 +60,7 @@ def sample_plan(
     height, width = int(size[0]), int(size[1])
     if scale not in preset.scales:
         raise ValueError(f"preset {preset.name} allows the scales {preset.scales}, got {scale}")
+    scale = int(scale)  # of numpy's too, which JSON does not take
     check_multiple(height, width, scale)
     sharpen = Sharpen() if rng.random() < preset.sharpen_probability else None
     steps: list[Step] = []
@@ -77,12 +78,12 @@ def sample_plan(
             current = size_after(step, current)
     if preset.final_jpeg:
         steps.append(_draw_jpeg(rng, preset))
-    return Plan(preset.name, int(scale), (height, width), tuple(steps), sharpen)
+    return Plan(preset.name, scale, (height, width), tuple(steps), sharpen)
 
 
 def check_multiple(height: int, width: int, scale: int) -> None:
-    """Raises ValueError if height or width is not a positive multiple of the scale."""
-    if height < scale or width < scale or height % scale or width % scale:
+    """Raises ValueError if height or width is not a positive multiple of the scale, or that is under 1."""
+    if scale < 1 or height < scale or width < scale or height % scale or width % scale:
         raise ValueError(
             f"an image of {height}×{width} (height × width) pixels cannot be made exactly {scale} times "
             f"smaller; crop it to multiples of {scale} first (crop_to_multiple does)"

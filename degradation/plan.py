@@ -181,11 +181,11 @@ class Plan:
             got = sorted(data) if isinstance(data, dict) else type(data).__name__
             raise ValueError(f"a plan is an object with the keys {sorted(keys)}, got {got}")
         size = data["size"]
-        if not (isinstance(size, list) and len(size) == 2 and all(isinstance(n, int) for n in size)):
+        if not (isinstance(size, list) and len(size) == 2 and all(type(n) is int for n in size)):
             raise ValueError(f"a plan's size is [height, width], got {size!r}")
-        good = isinstance(data["scale"], int) and isinstance(data["steps"], list)
+        good = type(data["scale"]) is int and data["scale"] > 0 and isinstance(data["steps"], list)
         if not good:
-            raise ValueError("a plan's scale is a whole number and its steps are a list")
+            raise ValueError("a plan's scale is a whole number from 1 up and its steps are a list")
         sharpen = step_from_dict(data["sharpen"]) if data["sharpen"] is not None else None
         if sharpen is not None and not isinstance(sharpen, Sharpen):
             raise ValueError(f"a plan's sharpen is a sharpen step or null, got {data['sharpen']!r}")

@@ -24,18 +24,23 @@ def resize(image: np.ndarray, height: int, width: int, interpolation: str = "bic
     kernel stretched by the scale) of MATLAB and Pillow. Raises ValueError for an unknown method or a
     size under 1 or over 2²⁷ pixels.
     """
-    if height < 1 or width < 1 or height * width > _MOST_PIXELS:
-        raise ValueError(f"cannot resize to {height}×{width} pixels")
+    check_resize(height, width, interpolation)
     if interpolation == "bicubic":
         return np.clip(_bicubic(image, height, width), 0, 1)
-    if interpolation not in _CV2:
-        raise ValueError(f"interpolation is one of {', '.join(_CV2)}, bicubic; got {interpolation!r}")
     if interpolation == "area" and (height < image.shape[0]) != (width < image.shape[1]):
         # Averaging along the side that shrinks; asked for both at once, OpenCV would skip pixels of it.
         smaller = (min(width, image.shape[1]), min(height, image.shape[0]))
         image = cv2.resize(image, smaller, interpolation=cv2.INTER_AREA)
     resized = cv2.resize(image, (width, height), interpolation=_CV2[interpolation])
     return np.clip(resized, 0, 1, out=resized)
+
+
+def check_resize(height: int, width: int, interpolation: str) -> None:
+    """Raises ValueError for an unknown method or a size under 1 or over 2²⁷ pixels."""
+    if height < 1 or width < 1 or height * width > _MOST_PIXELS:
+        raise ValueError(f"cannot resize to {height}×{width} pixels")
+    if interpolation != "bicubic" and interpolation not in _CV2:
+        raise ValueError(f"interpolation is one of {', '.join(_CV2)}, bicubic; got {interpolation!r}")
 
 
 def _bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:

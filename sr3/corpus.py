@@ -133,7 +133,7 @@ def opaque_rgb(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def texture(crop: np.ndarray) -> float:
     """Mean size of the differences between neighbouring pixels, in levels of 255."""
-    grey = crop.astype(np.float32).mean(axis=2)
+    grey = cv2.transform(crop.astype(np.float32), np.ones((1, 3))) / 3  # equal to the mean, and much faster
     return float(np.abs(np.diff(grey, axis=0)).mean() + np.abs(np.diff(grey, axis=1)).mean())
 
 

@@ -62,7 +62,7 @@ def to_tensor(
     """
     import torch
 
-    if isinstance(image, Sequence):
+    if isinstance(image, Sequence) and not isinstance(image, str | bytes):
         tensors = [to_tensor(item) for item in image]
         if not tensors:
             raise ValueError("no picture given")
@@ -79,9 +79,14 @@ def to_tensor(
         top = np.iinfo(image.dtype).max
         values = torch.from_numpy(np.ascontiguousarray(image).astype(np.float32))
         return values.permute(2, 0, 1)[None].mul(2 / top).sub(1)
+    if not isinstance(image, torch.Tensor):
+        kind = type(image).__name__
+        raise ValueError(f"got a {kind}; it must be PIL RGB, an array or a tensor (sr3.images.read reads files)")
     tensor = image if image.ndim == 4 else image[None]
     if tensor.ndim != 4 or tensor.shape[1] != 3 or not tensor.is_floating_point():
         raise ValueError(f"got {image.dtype} {tuple(image.shape)}; it must be floating point (N, 3, H, W) in [-1, 1]")
+    if not len(tensor):
+        raise ValueError("no picture given")
     low, high = (float(v) for v in tensor.aminmax()) if tensor.numel() else (0.0, 0.0)
     if not (low >= -1 - SLACK and high <= 1 + SLACK):  # a NaN fails both comparisons
         raise ValueError(f"got values of {low:g} to {high:g}; they must be finite and in [-1, 1]")

@@ -258,6 +258,12 @@ def fit(
             raise ValueError(f"loop.{name} is {getattr(config, name)}; it must be 1 or more")
     if config.minutes is not None and not config.minutes > 0:
         raise ValueError(f"loop.minutes is {config.minutes}; it must be more than 0")
+    if not 0 <= config.learning_rate < math.inf:
+        raise ValueError(f"loop.learning_rate is {config.learning_rate}; it must be finite and 0 or more")
+    if not config.clip > 0:
+        raise ValueError(f"loop.clip is {config.clip}; it must be more than 0")
+    if not 0 <= config.ema < 1:
+        raise ValueError(f"loop.ema is {config.ema}; it must be at least 0 and less than 1")
     out.mkdir(parents=True, exist_ok=True)
     run, backward, rank, world = _prepare(model, config)  # before the state, which must be on this process's device
     if config.batch_size % world:

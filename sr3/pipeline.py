@@ -54,6 +54,8 @@ class SR3Pipeline(DiffusionPipeline):
     there can be minutes; it may raise to stop.
     """
 
+    on_pass: Callable[[], None] = staticmethod(lambda: None)  # of the class: pickle takes no lambda of an object
+
     def __init__(
         self,
         encoder: LowResEncoder,
@@ -66,7 +68,6 @@ class SR3Pipeline(DiffusionPipeline):
         super().__init__()
         self.register_modules(encoder=encoder, unet=unet, scheduler=scheduler)
         self.register_to_config(temperature=temperature, overestimate=overestimate, ceiling=ceiling)
-        self.on_pass: Callable[[], None] = lambda: None
 
     def sampling(self) -> dict[str, float]:
         """What a pipeline of the same networks must be given too."""
@@ -266,6 +267,8 @@ class SR3Pipeline(DiffusionPipeline):
             raise ValueError(f"num_inference_steps is {steps}; it must be 0 or more")
         if steps == 0 and not self.estimates:
             raise ValueError("this model has no regression estimate: num_inference_steps must be 1 or more")
+        if steps:
+            self._check_scheduler()
         if not 0 <= aug_level < 1:
             raise ValueError(f"aug_level is {aug_level}; it must be at least 0 and less than 1")
         if consistency < 0:
@@ -275,11 +278,26 @@ class SR3Pipeline(DiffusionPipeline):
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type is {output_type!r}; it must be one of {', '.join(OUTPUT_TYPES)}")
 
+    def _check_scheduler(self) -> None:
+        """Raises ValueError for a scheduler that would misread what the denoiser predicts, or knows no γ to tell it;
+        beside an estimate also for one that asks twice a step, whose first step, from pure noise, goes astray."""
+        kind, predicted = type(self.scheduler).__name__, "sample" if self.estimates else "epsilon"
+        known = self.scheduler.config.prediction_type if hasattr(self.scheduler, "alphas_cumprod") else "something else"
+        if known != predicted:
+            raise ValueError(
+                f"{kind} is for models that predict {known}; this one predicts {predicted}, as a scheduler knows that "
+                "from_config makes of the config of the model's own"
+            )
+        if self.estimates and getattr(self.scheduler, "order", 1) > 1:
+            raise ValueError(f"{kind} asks the denoiser twice a step; take a scheduler that asks it once")
+
     def _generators(self, generator: Generators, number: int) -> list[torch.Generator]:
         if generator is None:
             seeds = torch.randint(2**63 - 1, (number,)).tolist()  # as torch.manual_seed has it
             return [torch.Generator().manual_seed(seed) for seed in seeds]
-        generators = [generator] if isinstance(generator, torch.Generator) else list(generator)
+        generators = list(generator) if isinstance(generator, Sequence) else [generator]
+        if not all(isinstance(each, torch.Generator) for each in generators):
+            raise ValueError(f"got {generator!r} as generator; it must be a torch.Generator for each picture")
         if len(generators) != number:
             raise ValueError(f"{len(generators)} generators for {number} pictures; there must be one for each")
         return generators

@@ -159,7 +159,7 @@ class Noise:
         self.shape, self.device, self.ratio, self.multiple = shape, device, ratio, multiple
         _, planes, height, width = shape
         size = (len(generators), planes, height * ratio, width * ratio)
-        self.values = torch.empty(size, device=generators[0].device)
+        self.values = torch.empty(size, dtype=torch.float32, device=generators[0].device)
         for picture, generator in zip(self.values, generators, strict=True):
             for plane in picture:
                 plane.normal_(generator=generator)

@@ -221,3 +221,53 @@ def test_what_does_not_fit_is_refused():
     for tensor, plans, message in cases:
         with pytest.raises(ValueError, match=message):
             apply_plans_batched(tensor, plans)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        Blur(-1.0),
+        Blur(math.nan),
+        Blur(1.0, size=4),
+        Blur(1.0, size=-3),
+        Blur(1.0, size=1003),
+        Resize(0, 5),
+        Resize(-1, 5),
+        Resize(2**14, 2**14),
+        Resize(5, 5, "lanczos"),
+        Decimate(0, 1.0),
+        Decimate(3, 1.0),
+        Decimate(2, -1.0),
+        CameraNoise(-1.0, 0.0),
+        CameraNoise(0.01, 0.01, red_gain=0.0),
+        CameraNoise(0.01, 0.01, pattern="XYZW"),
+        Jpeg(0),
+        Jpeg(101),
+        Jpeg(50, "4:1:1"),
+        Sharpen(radius=4),
+        Sharpen(radius=-1),
+    ],
+    ids=repr,
+)
+def test_a_step_that_cannot_be_is_refused_as_for_a_single_image(step):
+    image = textured(0, 64, 64)
+    plan = Plan("by hand", 4, (64, 64), (step, Resize(16, 16)))
+    with pytest.raises(ValueError):
+        apply_plan(image, plan)
+    with pytest.raises(ValueError):
+        apply_plans_batched(stack([image]), [plan])
+
+
+def test_it_stays_in_float32_within_autocast_and_whatever_torchs_default_dtype():
+    image = textured(0, 64, 64)
+    plans = [sample_plan(np.random.default_rng(seed), "bsr-plus", 4, (64, 64)) for seed in range(20)]
+    images = stack([image] * len(plans))
+    expected = apply_plans_batched(images, plans)
+    with torch.autocast("cpu", torch.bfloat16):
+        made, targets = apply_plans_batched(images, plans), targets_batched(images, plans)
+    assert torch.equal(made, expected) and torch.equal(targets, targets_batched(images, plans))
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(apply_plans_batched(images, plans), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)

@@ -36,6 +36,8 @@ def test_plans_hold_plain_python_values_only():
 
     for seed in range(100):
         check(sample_plan(np.random.default_rng(seed), "bsr-plus", 4, (64, 64)).to_dict())
+        check(sample_plan(np.random.default_rng(seed), "bsr", np.int64(4), np.array([64, 64])).to_dict())
+        check(sample_plan(np.random.default_rng(seed), "bsr", 4.0, (64, 64)).to_dict())
 
 
 @settings(deadline=None)
@@ -75,6 +77,10 @@ def test_steps_that_are_none_are_refused_by_name(change, message):
         {"size": [64]},
         {"size": "64x64"},
         {"scale": "4"},
+        {"scale": 0},
+        {"scale": -4},
+        {"scale": True},
+        {"size": [64, True]},
         {"steps": None},
         {"sharpen": {"op": "blur", "sigma": 1}},
         {"extra": 1},

@@ -188,3 +188,19 @@ def test_moments_go_to_the_device_of_their_weight() -> None:
     assert _like(torch.tensor(7.0), weight, fused=True).device.type == "meta"
     assert _like(torch.tensor(7.0), weight, fused=False).device.type == "cpu"
     assert _like(torch.ones(2, 3), weight, fused=False).device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rate": -0.1}, "loop.learning_rate is -0.1; it must be finite and 0 or more"),
+        ({"learning_rate": float("nan")}, "loop.learning_rate is nan"),
+        ({"clip": -1.0}, "loop.clip is -1.0; it must be more than 0"),
+        ({"ema": 2.0}, "loop.ema is 2.0; it must be at least 0 and less than 1"),
+    ],
+)
+def test_numbers_that_cannot_train_are_refused(changes: dict[str, float], message: str, tmp_path: Path) -> None:
+    config = Config(tmp_path / "out", replace(Config(tmp_path).loop, **changes))
+    with pytest.raises(ValueError, match=message):
+        fit(network(), squares, config, lambda _: {})
+    assert not config.out.exists()

@@ -1,10 +1,13 @@
 """The pipeline: known answers, seeds, batches, tiles, schedulers, errors, and its directory."""
 
 import copy
+import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler, HeunDiscreteScheduler
 from PIL import Image
 
 from sr3.images import to_tensor
@@ -272,11 +275,21 @@ def test_the_papers_preset_samples_by_its_algorithm_2():
         ({"image": Image.new("L", (16, 16))}, "mode is L"),
         ({"image": [picture(), picture(16, 16)]}, "must have one size"),
         ({"image": []}, "no picture given"),
+        ({"image": torch.zeros(0, 3, 16, 16)}, "no picture given"),
+        (
+            {"image": "photo.jpg"},
+            "got a str; it must be PIL RGB, an array or a tensor",
+        ),
+        ({"image": [Path("photo.jpg")]}, "got a PosixPath"),
+        ({"image": b"\x89PNG"}, "got a bytes"),
+        ({"image": None}, "got a NoneType"),
         ({"image": picture(), "num_inference_steps": -1}, "must be 0 or more"),
         ({"image": picture(), "aug_level": 1.0}, "less than 1"),
         ({"image": picture(), "consistency": -1}, "consistency is -1"),
         ({"image": picture(), "output_type": "numpy"}, "must be one of uint8, pil, pt"),
         ({"image": picture(), "generator": [draw(0), draw(1)]}, "2 generators for 1 pictures"),
+        ({"image": picture(), "generator": 5}, "got 5 as generator; it must be a torch.Generator for each picture"),
+        ({"image": [picture()], "generator": [5]}, r"got \[5\] as generator"),
     ],
 )
 def test_bad_arguments_are_refused_with_what_is_accepted(small_pipeline, arguments, message):
@@ -289,6 +302,41 @@ def test_a_saved_pipeline_loads_and_gives_the_same(small_pipeline, tmp_path):
     again = load(tmp_path / "p", "cpu", "float32")
     expected = small_pipeline(picture(), 2, draw(0)).images[0]
     assert np.array_equal(again(picture(), 2, draw(0)).images[0], expected)
+
+
+def test_a_pickled_pipeline_gives_the_same():
+    """As a DataLoader's spawned workers get it."""
+    pipeline = build(SMALL)
+    again = pickle.loads(pickle.dumps(pipeline))
+    assert np.array_equal(again(picture(), 2, draw(0)).images[0], pipeline(picture(), 2, draw(0)).images[0])
+
+
+def test_a_seed_gives_the_same_picture_whatever_torchs_default_dtype(small_pipeline):
+    expected = small_pipeline(picture(), 2, draw(0), aug_level=0.1).images[0]
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert np.array_equal(small_pipeline(picture(), 2, draw(0), aug_level=0.1).images[0], expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "message"),
+    [
+        (DDIMScheduler(prediction_type="v_prediction"), "DDIMScheduler is for models that predict v_prediction"),
+        (DDPMScheduler(), "DDPMScheduler is for models that predict epsilon"),
+        (
+            FlowMatchEulerDiscreteScheduler(),
+            "FlowMatchEulerDiscreteScheduler is for models that predict something else",
+        ),
+        (HeunDiscreteScheduler(prediction_type="sample"), "HeunDiscreteScheduler asks the denoiser twice a step"),
+    ],
+)
+def test_a_scheduler_that_does_not_fit_the_model_is_refused(small_pipeline, scheduler, message):
+    pipeline = SR3Pipeline(small_pipeline.encoder, small_pipeline.unet, scheduler)
+    with pytest.raises(ValueError, match=message):
+        pipeline(picture(), 2, draw(0))
+    assert pipeline(picture(), 0).images[0].shape == (64, 96, 3)
 
 
 def test_wrong_directories_are_named(small_pipeline, tmp_path):
