@@ -81,7 +81,7 @@ def to_tensor(
         return values.permute(2, 0, 1)[None].mul(2 / top).sub(1)
     if not isinstance(image, torch.Tensor):
         kind = type(image).__name__
-        raise ValueError(f"got a {kind}; it must be PIL RGB, an array or a tensor (sr3.images.read reads files)")
+        raise ValueError(f"got a {kind}; it must be PIL RGB, an array or a tensor (sr3.decoding.read reads files)")
     tensor = image if image.ndim == 4 else image[None]
     if tensor.ndim != 4 or tensor.shape[1] != 3 or not tensor.is_floating_point():
         raise ValueError(f"got {image.dtype} {tuple(image.shape)}; it must be floating point (N, 3, H, W) in [-1, 1]")
