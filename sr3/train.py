@@ -4,12 +4,15 @@
 diffusers directory. The same command again goes on where the last one stopped.
 """
 
+import hashlib
 import sys
+from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -154,21 +157,24 @@ def check(config: TrainConfig) -> Preset:
     return PRESETS[config.preset]
 
 
-def read_data(config: TrainConfig) -> np.ndarray:
-    """The crops (N, S, S, 3) of a pack, or cut from a folder."""
+def read_data(config: TrainConfig) -> tuple[np.ndarray, dict[str, str]]:
+    """The crops (N, S, S, 3) of a pack, or cut from a folder, and digests of what they are from by name."""
     if config.data.is_dir():
         from sr3.corpus import CorpusConfig, collect
 
         corpus = CorpusConfig(config.out, (config.data,), (), size=max(192, config.crop_size), seed=config.seed)
-        crops, _, bad = collect(corpus)
+        crops, sources, bad = collect(corpus)
         for line in bad:
             print(line, file=sys.stderr)
         if bad and not config.skip_bad:
             raise ValueError(f"{len(bad)} files could not be read; --skip-bad goes on without them")
         if not crops:
             raise ValueError(f"{config.data} holds no picture that crops could be cut from")
-        return np.stack(crops)
-    return load_pack(config.data)[0]
+        found: defaultdict[str, Any] = defaultdict(hashlib.sha256)  # folders below may have pictures of one name
+        for source in sources:
+            found[source.file].update(source.sha256.encode())
+        return np.stack(crops), {name: each.hexdigest()[:16] for name, each in found.items()}
+    return load_pack(config.data)[0], digest(config.data)
 
 
 def make_batch(config: TrainConfig, crops: np.ndarray, step: int, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
@@ -189,7 +195,7 @@ def train(config: TrainConfig) -> SR3Pipeline:
     Raises ValueError for settings that do not go together, and for data that cannot be used.
     """
     preset = check(config)
-    crops = read_data(config)
+    crops, contents = read_data(config)
     if crops.shape[1] < config.crop_size:
         raise ValueError(f"{config.data} has crops of {crops.shape[1]} pixels; crop_size is {config.crop_size}")
     device = resolve_device(own_device(config.loop.device))
@@ -232,7 +238,6 @@ def train(config: TrainConfig) -> SR3Pipeline:
         rows = [torch.cat(list(i), dim=2) for i in images]
         return {"low_res, high_res, samples": torch.cat(rows, dim=1).add(1).div(2).clamp(0, 1)}
 
-    contents = digest(config.data) if config.data.is_file() else {}
     contents |= base_digest("init", config.init, config.out)
     with ThreadPoolExecutor(config.workers) as pool:
         fit(model, loss, config, on_save, contents=contents)

@@ -248,6 +248,16 @@ def test_folders_are_read_and_bad_files_named(tmp_path, tiny, capsys):
         train(config)
     assert "bad.png" in capsys.readouterr().err
     train(replace(config, skip_bad=True))
+    (folder / "below").mkdir()
+    (folder / "a.png").rename(folder / "below" / "a.png")
+    longer = replace(config, skip_bad=True, loop=replace(LOOP, steps=2))
+    train(longer)  # goes on: the same picture
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (200, 240, 3), np.uint8)).save(folder / "a.png")
+    with pytest.raises(ValueError, match=r"of a training on other data \(changed: a\.png\); give another folder"):
+        train(longer)
+    (folder / "a.png").rename(folder / "b.png")
+    with pytest.raises(ValueError, match=r"of a training on other data \(new: b\.png\); give another folder"):
+        train(longer)
 
 
 def test_nothing_is_held_out_that_is_written_nowhere(tmp_path, tiny):
