@@ -235,7 +235,7 @@ def test_what_only_drawing_takes_does_not_keep_from_enlarging(page: Any) -> None
     page.fill("[name=num_images]", "1")
     page.fill("[name=guidance_scale]", "7.3")
     page.click("#go")
-    wait_until(lambda: re.search(r"Guidance\s+7\.3", page.inner_text("#facts")))
+    wait_until(lambda: re.search(r"Guidance scale\s+7\.3", page.inner_text("#facts")))
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
@@ -359,6 +359,24 @@ def test_a_picture_pasted_is_taken_unless_it_comes_with_text_for_the_prompt(page
         [text, list(png())],
     )
     assert page.evaluate("document.getElementById('ask').elements.mode.value") == mode
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_of_several_pictures_dropped_it_is_said_which_one_was_taken(page: Any, number: int) -> None:
+    page.evaluate(
+        """([number, bytes]) => {
+            const dropped = new DataTransfer();
+            for (const name of ["a.png", "b.png"].slice(0, number))
+                dropped.items.add(new File([new Uint8Array(bytes)], name, { type: "image/png" }));
+            const told = { dataTransfer: dropped, bubbles: true, cancelable: true };
+            document.body.dispatchEvent(new DragEvent("drop", told));
+        }""",
+        [number, list(png())],
+    )
+    page.wait_for_selector("#dropped img")
+    assert page.inner_text("#dropped").startswith("a.png")
+    said = "One picture at a time: a.png was taken." if number > 1 else ""
+    assert page.inner_text("#error") == said
 
 
 def drawn(page: Any, prompt: str) -> None:

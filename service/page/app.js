@@ -280,10 +280,10 @@ function facts(entry) {
   const { settings, timings } = entry;
   const total = Object.values(timings ?? {}).reduce((sum, each) => sum + each, 0) / 1000;
   const pairs = {
-    Prompt: settings.prompt, "Keep away from": settings.negative_prompt, Seed: entry.seed,
+    Prompt: settings.prompt, "Negative prompt": settings.negative_prompt, Seed: entry.seed,
     Size: `${entry.width} × ${entry.height}`, Model: settings.base_model, Scheduler: settings.sampler, Steps: settings.steps,
-    Guidance: settings.guidance_scale, "Enlarged by": settings.sr_model && `SR3 ${settings.sr_model} ×${settings.upscale}`,
-    "Detail steps": settings.sr_steps, Invention: settings.aug_level, Views: settings.views, Time: `${total.toFixed(1)} s`,
+    "Guidance scale": settings.guidance_scale, "Enlarged by": settings.sr_model && `SR3 ${settings.sr_model} ×${settings.upscale}`,
+    "Upscaling steps": settings.sr_steps, "Noise augmentation": settings.aug_level, Views: settings.views, Time: `${total.toFixed(1)} s`,
   };
   const made = Object.entries(pairs).filter(([, value]) => value !== undefined && value !== null && value !== "");
   find("facts").replaceChildren(...made.map(([name, value]) => {
@@ -360,7 +360,10 @@ for (const name of ["dragover", "dragleave", "drop"]) {
     event.preventDefault();
     if (name === "dragover") setMode("enlarge");
     find("drop").classList.toggle("over", name === "dragover");
-    if (name === "drop") take(event.dataTransfer.files[0]);
+    if (name !== "drop") return;
+    const [file, ...others] = event.dataTransfer.files;
+    take(file);
+    if (others.length) fail(`One picture at a time: ${file.name} was taken.`);
   });
 }
 
