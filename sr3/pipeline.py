@@ -285,8 +285,8 @@ class SR3Pipeline(DiffusionPipeline):
         known = self.scheduler.config.prediction_type if hasattr(self.scheduler, "alphas_cumprod") else "something else"
         if known != predicted:
             raise ValueError(
-                f"{kind} is for models that predict {known}; this one predicts {predicted}, as a scheduler knows that "
-                "from_config makes of the config of the model's own"
+                f"{kind} is for models that predict {known}; this one predicts {predicted}, which a scheduler keeps "
+                "that from_config makes of this model's own scheduler's config"
             )
         if self.estimates and getattr(self.scheduler, "order", 1) > 1:
             raise ValueError(f"{kind} asks the denoiser twice a step; take a scheduler that asks it once")
