@@ -263,6 +263,7 @@ class JobWorker:
         try:
             while whole and (rows := jobs.chunk(id, number)):  # asked again: what the database lost is not done
                 whole = self._studio.run(spec, *places, [Task(**row) for row in rows], ledger, waited)
+                waited = 0.0  # what was waited for came, or was given up
         except PutOff as trouble:
             self._put_off(id, trouble, trouble.waited, CHUNKS, "upscale_chunk", number)
             return
