@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from PIL import Image
+from PIL.ExifTags import IFD, Base
 
 from sr3.decoding import MAX_PIXELS, read, sixteen_bit
 from sr3.encoding import LONGEST_SIDE, WRITTEN, encode
@@ -15,7 +16,6 @@ from sr3.images import FORMATS, SMALLEST_SIDE, ImageError, Picture, TooLarge
 from sr3.xmp import properties
 
 MEDIA_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "TIFF": "image/tiff"}
-_SOFTWARE, _EXIF_IFD, _USER_COMMENT = 0x0131, 0x8769, 0x9286  # EXIF tags
 _LONGEST_EXIF = {"JPEG": 65_533}  # bytes, with the six of its name
 
 
@@ -105,7 +105,7 @@ def read_metadata(data: bytes, max_pixels: int = MAX_PIXELS) -> dict[str, str]:
                 limit = f"at most {max_pixels / 1e6:g} megapixels are accepted"
                 raise InvalidPicture(f"the picture is {width}x{height}; {limit}", too_large=True)
             found = {key: value for key, value in getattr(file, "text", {}).items() if isinstance(value, str)}
-            comment = file.getexif().get_ifd(_EXIF_IFD).get(_USER_COMMENT)
+            comment = file.getexif().get_ifd(IFD.Exif).get(Base.UserComment)
             if isinstance(comment, bytes) and comment.startswith(b"UNICODE\0"):
                 found.setdefault("parameters", comment[8:].decode("utf-16-be", "replace"))
             return found | properties(file.info.get("xmp"))
@@ -124,8 +124,8 @@ def _with_comment(exif: bytes | None, text: Mapping[str, str]) -> bytes:
     if exif:
         made.load(exif)
     if "Software" in text:
-        made.setdefault(_SOFTWARE, text["Software"])
+        made.setdefault(Base.Software, text["Software"])
     if "parameters" in text:
-        inner = made.get_ifd(_EXIF_IFD)
-        inner.setdefault(_USER_COMMENT, b"UNICODE\0" + text["parameters"].encode("utf-16-be", "replace"))
+        inner = made.get_ifd(IFD.Exif)
+        inner.setdefault(Base.UserComment, b"UNICODE\0" + text["parameters"].encode("utf-16-be", "replace"))
     return made.tobytes()

@@ -8,34 +8,31 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.ExifTags import IFD, Base
 
 from sr3.images import FORMATS, SUFFIXES, ImageError, Picture, TooLarge
 
 MAX_PIXELS = 100_000_000
-ORIENTATION, EXIF_IFD, GPS_IFD = 0x0112, 0x8769, 0x8825  # EXIF tags
-BITS, PHOTOMETRIC, PLANES, EXTRA_SAMPLES = 258, 262, 284, 338  # TIFF tags
 TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 BASELINE = range(0x0300)  # tags of TIFF itself: but for the descriptive ones they are about how a file holds its pixels
-SIDES = {0xA002, 0xA003}  # in the directory of EXIF, of the picture that was read
-# Document, description, maker, model, resolution, software, date, artist, host, white point, primaries, copyright, and
-# the directories of EXIF and GPS.
+SIDES = {Base.ExifImageWidth, Base.ExifImageHeight}  # in the directory of EXIF, of the picture that was read
 DESCRIPTIVE = {
-    0x010D,
-    0x010E,
-    0x010F,
-    0x0110,
-    0x011A,
-    0x011B,
-    0x0128,
-    0x0131,
-    0x0132,
-    0x013B,
-    0x013C,
-    0x013E,
-    0x013F,
-    0x8298,
-    EXIF_IFD,
-    GPS_IFD,
+    Base.DocumentName,
+    Base.ImageDescription,
+    Base.Make,
+    Base.Model,
+    Base.XResolution,
+    Base.YResolution,
+    Base.ResolutionUnit,
+    Base.Software,
+    Base.DateTime,
+    Base.Artist,
+    Base.HostComputer,
+    Base.WhitePoint,
+    Base.PrimaryChromaticities,
+    Base.Copyright,
+    IFD.Exif,
+    IFD.GPSInfo,
 }
 
 
@@ -92,7 +89,7 @@ def read_folder(folder: Path) -> list[Path]:
 
 def _from_pil(file: Image.Image, data: bytes, name: str) -> Picture:
     icc, exif = file.info.get("icc_profile"), file.getexif()
-    orientation = exif.pop(ORIENTATION, 1)
+    orientation = exif.pop(Base.Orientation, 1)
     if file.mode.startswith("I") or sixteen_bit(file, data):
         pixels = _deep_pixels(file, data, name)
     else:
@@ -130,7 +127,7 @@ def sixteen_bit(file: Image.Image, data: bytes) -> bool:
     if file.format == "PNG":
         return data[24] == 16  # the bit depth in its header chunk
     if file.format == "TIFF":
-        bits = file.tag_v2.get(BITS, (8,))  # type: ignore[attr-defined]
+        bits = file.tag_v2.get(Base.BitsPerSample, (8,))  # type: ignore[attr-defined]
         return max(bits if isinstance(bits, tuple) else (bits,)) == 16
     return False
 
@@ -159,13 +156,13 @@ def _deep_pixels(file: Image.Image, data: bytes, name: str) -> np.ndarray:
     import cv2  # here, so that importing sr3 stays cheap
 
     tags = file.tag_v2 if file.format == "TIFF" else {}  # type: ignore[attr-defined]
-    photometric = tags.get(PHOTOMETRIC, 1)
+    photometric = tags.get(Base.PhotometricInterpretation, 1)
     if photometric not in (0, 1, 2):
         raise ImageError(
             f"{name} has 16 bits a channel of mode {file.mode} (photometric interpretation {photometric}); grey and "
             "RGB are accepted"
         )
-    if tags.get(PLANES) == 2 and len(file.getbands()) > 1:
+    if tags.get(Base.PlanarConfiguration) == 2 and len(file.getbands()) > 1:
         raise ImageError(
             f"{name} has 16 bits a channel in separate planes (planar configuration 2); one plane of all channels is "
             "accepted"
@@ -181,7 +178,7 @@ def _deep_pixels(file: Image.Image, data: bytes, name: str) -> np.ndarray:
     if file.format == "PNG" and data[25] == 4:  # grey with alpha, by the header chunk
         return pixels[..., [0, 3]]
     if file.format == "TIFF":
-        return _plain_samples(pixels, photometric, tags.get(EXTRA_SAMPLES, ()))
+        return _plain_samples(pixels, photometric, tags.get(Base.ExtraSamples, ()))
     if pixels.shape[2] == 1 and "transparency" in file.info:  # which OpenCV leaves out for grey
         cover = np.where(pixels == file.info["transparency"], 0, 65535)
         pixels = np.concatenate([pixels, cover.astype(np.uint16)], axis=2)
@@ -207,7 +204,7 @@ def _portable(exif: Image.Exif, format: str | None) -> bytes | None:
     """What of a file's EXIF is true of other pixels in another file too. Entries that cannot be written, as their
     values are not of their tag's type, are left out."""
     try:
-        inner = {tag: exif.get_ifd(tag) for tag in (EXIF_IFD, GPS_IFD) if tag in exif}
+        inner = {tag: exif.get_ifd(tag) for tag in (IFD.Exif, IFD.GPSInfo) if tag in exif}
         for tag in set(exif) - inner.keys():
             layout = (tag in BASELINE or format == "TIFF") and tag not in DESCRIPTIVE
             if layout or not _writable({tag: exif[tag]}):

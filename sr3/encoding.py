@@ -14,6 +14,7 @@ from uuid import uuid4
 
 import numpy as np
 from PIL import Image
+from PIL.ExifTags import IFD, Base
 
 from sr3.images import SUFFIXES, ImageError, Picture, TooLarge, with_pixels
 from sr3.xmp import packet
@@ -23,15 +24,13 @@ if TYPE_CHECKING:
 
 WRITTEN = ("PNG", "JPEG", "WEBP", "TIFF")
 LONGEST_SIDE = {"JPEG": 65_535, "WEBP": 16_383}
-EXIF_IFD, GPS_IFD, ICC_TAG, XMP_TAG = 0x8769, 0x8825, 0x8773, 700  # EXIF and TIFF tags
-STRIP_OFFSETS, EXTRA_SAMPLES, X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT = 0x0111, 338, 282, 283, 296
 INCH = 0.0254  # metres
 
 
 def encode(picture: Picture, format: str = "PNG", quality: int = 95, text: dict[str, str] | None = None) -> bytes:
     """The picture as a file of `format` (PNG, JPEG, WEBP or TIFF), with its profile, EXIF and resolution. `text`, whose
     keys are names of XML, goes into a PNG's text chunks, into the other formats as XMP, each entry a property of
-    NAMESPACE. Grey with alpha of sixteen bits is RGB with alpha in a TIFF.
+    `sr3.xmp.NAMESPACE`. Grey with alpha of sixteen bits is RGB with alpha in a TIFF.
 
     Raises ImageError where the format cannot hold what the picture has (alpha in JPEG, sixteen bits but in PNG
     and TIFF, sides that are too long).
@@ -61,7 +60,7 @@ def encode(picture: Picture, format: str = "PNG", quality: int = 95, text: dict[
     elif xmp:  # as an entry of the EXIF, beside which Pillow would pass over a `tiffinfo`
         exif = Image.Exif()
         exif.load(picture.exif or b"")
-        exif[XMP_TAG] = xmp
+        exif[Base.XMLPacket] = xmp
         options["exif"] = exif
     buffer = io.BytesIO()
     try:
@@ -136,7 +135,7 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 
 def _tiff_with(tiff: bytes, picture: Picture, xmp: bytes | None) -> bytes:
     """The TIFF with profile, EXIF, resolution and XMP, and its fourth channel as alpha, behind a directory of them."""
-    blocks = {tag: data for tag, data in ((ICC_TAG, picture.icc), (XMP_TAG, xmp)) if data}
+    blocks = {tag: data for tag, data in ((Base.InterColorProfile, picture.icc), (Base.XMLPacket, xmp)) if data}
     transparent = picture.pixels.shape[2] in (2, 4)
     if not blocks and not picture.exif and not picture.dpi and not transparent:
         return tiff
@@ -147,17 +146,17 @@ def _tiff_with(tiff: bytes, picture: Picture, xmp: bytes | None) -> bytes:
             directory.tagtype[tag] = 7  # bytes of no further type
             directory[tag] = data
         if transparent:
-            directory[EXTRA_SAMPLES] = (2,)  # alpha that is not multiplied in
+            directory[Base.ExtraSamples] = (2,)  # alpha that is not multiplied in
         if picture.exif:
             exif = Image.Exif()
             exif.load(picture.exif)
-            for tag, value in exif.items():
-                if tag not in directory:
-                    directory[tag] = exif.get_ifd(tag) if tag in (EXIF_IFD, GPS_IFD) else value
+            for number, value in exif.items():
+                if number not in directory:
+                    directory[number] = exif.get_ifd(number) if number in (IFD.Exif, IFD.GPSInfo) else value
         if picture.dpi:
-            directory[X_RESOLUTION], directory[Y_RESOLUTION] = picture.dpi
-            directory[RESOLUTION_UNIT] = 2  # inches
-        directory.tagtype[STRIP_OFFSETS] = 4  # 32 bits: Pillow moves them beyond the directory that it writes
+            directory[Base.XResolution], directory[Base.YResolution] = picture.dpi
+            directory[Base.ResolutionUnit] = 2  # inches
+        directory.tagtype[Base.StripOffsets] = 4  # 32 bits: Pillow moves them beyond the directory that it writes
         added = directory.tobytes(8)
     return tiff[:4] + struct.pack(directory._endian + "L", 8) + added + tiff
 

@@ -1,6 +1,7 @@
 """How a picture was made, as an XMP packet (ISO 16684-1) in its file."""
 
 from collections.abc import Mapping
+from xml.parsers.expat import ExpatError, ParserCreate
 from xml.sax.saxutils import escape
 
 NAMESPACE = "https://ns.sr3-cascade.invalid/1.0/"
@@ -17,12 +18,10 @@ def packet(text: Mapping[str, str]) -> bytes:
     ).encode()
 
 
-def properties(packet: object) -> dict[str, str]:
+def properties(given: object) -> dict[str, str]:
     """The properties of NAMESPACE in a packet; none where it is no XMP."""
-    from xml.parsers.expat import ExpatError, ParserCreate
-
-    if not isinstance(packet, bytes | str) or NAMESPACE.encode() not in (
-        packet if isinstance(packet, bytes) else packet.encode()
+    if not isinstance(given, bytes | str) or NAMESPACE.encode() not in (
+        given if isinstance(given, bytes) else given.encode()
     ):
         return {}
     found: dict[str, str] = {}
@@ -44,7 +43,7 @@ def properties(packet: object) -> dict[str, str]:
     parser.CharacterDataHandler = characters
     parser.EntityDeclHandler = _no_entities
     try:
-        parser.Parse(packet, True)
+        parser.Parse(given, True)
     except (ExpatError, ValueError):
         return {}
     return found
