@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, aclosing, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
@@ -18,13 +19,16 @@ from fastapi.sse import KEEPALIVE_COMMENT
 from openai import APIStatusError, OpenAI
 from PIL import Image
 
+from service import security
 from service.answers import negotiate
 from service.app import UPLOADS_IN_HAND
 from service.logs import JsonLines, TextLines, request_id
 from service.pictures import encode_picture
+from service.problems import Problem
 from service.records import Output, Record
 from service.requests import ModelInfo
 from service.routes_openai import sized, streamed
+from service.settings import Settings
 from sr3.decoding import read
 from sr3.images import Picture
 from tests.service_fakes import Running, problem, serving, wait_until
@@ -389,10 +393,22 @@ def test_no_more_pictures_are_taken_at_a_time_than_may_wait(tmp_path: Path) -> N
         assert server.client.get("/info").json()["settings"]["max_images"] == 2
 
 
-def test_a_minutes_limit_says_how_long_to_wait_and_no_less(tmp_path: Path) -> None:
-    with serving(tmp_path, requests_per_minute=35) as server:
-        answers = [server.client.post("/generate", json={"prompt": "refuse"}) for _ in range(36)]
-    assert answers[-1].status_code == 429 and answers[-1].headers["retry-after"] == "2"  # 60/35 s, which is 1.7
+def test_a_minutes_limit_says_how_long_to_wait_and_no_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(security, "time", SimpleNamespace(monotonic=lambda: now))
+    gatekeeper = security.Gatekeeper(Settings(requests_per_minute=35))
+    for _ in range(35):
+        gatekeeper.count("somebody")
+    with pytest.raises(Problem, match="35 times a minute; try again in 2 s") as refused:  # 60/35 s, which is 1.7
+        gatekeeper.count("somebody")
+    assert refused.value.headers == {"Retry-After": "2"}
+    now = 1.7
+    with pytest.raises(Problem, match="try again in 1 s"):
+        gatekeeper.count("somebody")
+    now = 2.0
+    gatekeeper.count("somebody")
+    with pytest.raises(Problem):
+        gatekeeper.count("somebody")
 
 
 def test_answers_are_protected_and_the_page_runs_nothing_but_its_own(server: Running) -> None:
