@@ -168,6 +168,11 @@ class Running:
     place: Path
     app: Any = field(repr=False, default=None)
 
+    def change(self, **settings: Any) -> None:
+        """Have what comes from now on waited for by other settings."""
+        for part in (self.pool, self.app.state.records):
+            part._settings = part._settings.model_copy(update=settings)
+
     def hold(self) -> None:
         """Have every step wait until `go`."""
         (self.place / "hold").touch()
@@ -210,17 +215,17 @@ def serving(
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
-            with httpx.Client(base_url=url, timeout=30) as client:
+            with httpx.Client(base_url=url, timeout=60) as client:
                 wait_until(lambda: server.started)
                 if ready:
-                    wait_until(lambda: app.state.pool.ready, 60)
+                    wait_until(lambda: app.state.pool.ready)
                 yield Running(url, client, app.state.pool, place, app)
         finally:
             server.should_exit = True
-            thread.join(20)
+            thread.join(60)
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 20) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
     """Return as soon as `condition()` holds; AssertionError after `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():

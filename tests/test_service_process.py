@@ -38,20 +38,22 @@ def test_a_load_that_takes_too_long_is_named_and_one_that_may_download_is_waited
 ) -> None:
     monkeypatch.setattr("service.process.LOAD_SECONDS", 0.2)
 
-    async def loading(allow_download: bool) -> WorkerProcess:
+    async def loading(seconds: float, allow_download: bool) -> WorkerProcess:
         settings = Settings(allow_download=allow_download)
-        worker = WorkerProcess(partial(_sleep, 3.0), settings, lambda *_: None, lambda _: None)
+        worker = WorkerProcess(partial(_sleep, seconds), settings, lambda *_: None, lambda _: None)
         worker.start()
-        for _ in range(60):
-            await asyncio.sleep(0.1)
-            worker.check()
-            if worker.state is not State.LOADING:
-                break
+        async with asyncio.timeout(60):
+            while worker.state is State.LOADING:
+                await asyncio.sleep(0.1)
+                worker.check()
         await worker.close()
         return worker
 
-    assert asyncio.run(loading(False)).failure == "the process was killed, since it had been loading for 0 s"
-    assert asyncio.run(loading(True)).failure == "ValueError: no model"
+    assert (
+        asyncio.run(loading(600, allow_download=False)).failure
+        == "the process was killed, since it had been loading for 0 s"
+    )
+    assert asyncio.run(loading(1, allow_download=True)).failure == "ValueError: no model"
 
 
 def _sleep(seconds: float, settings: Settings) -> FakeCascade:

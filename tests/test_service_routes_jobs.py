@@ -88,7 +88,7 @@ def test_a_job_from_folder_to_folder_is_made_watched_and_forgotten(client: httpx
 
 
 def test_a_jobs_events_outlast_a_database_that_is_away_and_end_with_the_job(tmp_path: Path, postgres: Postgres) -> None:
-    settings = Settings(data_dir=tmp_path, database_url=postgres.url, storage_roots=[str(tmp_path)])
+    settings = Settings(data_dir=tmp_path, database_url=postgres.url, storage_roots=[str(tmp_path)], job_workers=0)
     body = {"input": str(tmp_path / "in"), "output": str(tmp_path / "out")}
     with running(jobs_app(settings)) as url, httpx.Client(base_url=url, timeout=30) as client:
         for stopped in (True, False):
