@@ -31,6 +31,7 @@ from service.storage import Place, StorageError, StorageTrouble, is_bucket
 _log = logging.getLogger("service.jobs")
 _HANDS_OF_A_CPU = 3  # one computes while the others wait for a bucket
 _FLUSHED = 8, 1 << 22  # so many results, or bytes of them, are flushed together
+_FILE_BYTES = 64 << 20, 16  # the most that a file has: for what is no pixels, and for each pixel that is taken
 _IN_PLACE = 5.0  # seconds that a picture waits for its storage before other jobs' have their turn
 
 
@@ -245,6 +246,7 @@ class _Chunk:
         if task.verify and not task.attempts and (size := self._kept(task, output)):
             record |= kept_record(self.spec, task.key, task.source_bytes, size)
             return PictureState.KEPT
+        self._check_bytes(task)
         data = self._patiently(lambda: self.source.read(task.key))
         record["sha256"] = hashlib.sha256(data).hexdigest()
         with ExitStack() as held:
@@ -289,6 +291,17 @@ class _Chunk:
         record |= {"seconds": round(seconds, 4), "attempts": attempts}
         metadata = device.upscaler.metadata(picture, seed, options)
         return encode_picture(result, output_format(task.key, options.format), options.quality, metadata)
+
+    def _check_bytes(self, task: Task) -> None:
+        """InvalidPicture where a file is too large to be a picture that is taken: it is not read into memory."""
+        pixels = self.studio.limits.max_pixels
+        most = _FILE_BYTES[0] + _FILE_BYTES[1] * (pixels // self.spec.options.factor**2)
+        if task.source_bytes > most:
+            raise InvalidPicture(
+                f"the file has {task.source_bytes / 1e6:.1f} MB; at most {most / 1e6:.1f} MB are read where "
+                f"SERVICE_MAX_PIXELS={pixels}",
+                too_large=True,
+            )
 
     def _room(self, data: bytes) -> int:
         """The bytes of a picture's pixels and its result's. InvalidPicture where those would be too many."""

@@ -19,6 +19,7 @@ from service.storage import StorageTrouble
 from service.upscale import UpscaleOptions
 from service.work import Limits, Studio, Task
 from tests.jobs_fakes import BROKEN, FakeUpscaler, picture_bytes
+from tests.service_fakes import wait_until
 
 SPEC = JobSpec("in", "out", UpscaleOptions(steps=0))
 
@@ -96,22 +97,26 @@ class Ledger:
 
 
 class Watched(FakeUpscaler):
-    """Counts the batches, and the most pictures between being decoded and done."""
+    """Counts the pictures of each batch; begins with the first once so many are in its device's hands."""
 
-    def __init__(self) -> None:
-        self.batches: list[int] = []
-        self.before = threading.Event()
-        self.before.set()
+    def __init__(self, company: int = 1) -> None:
+        self.company, self.batches = company, list[int]()
+        self.device: Device | None = None
 
     def upscale(self, pictures: Sequence[Picture], seeds: Sequence[int], options: UpscaleOptions) -> list[Picture]:
-        assert self.before.wait(20)
+        device = self.device
+        assert device is not None
+        wait_until(lambda: self.batches or len(pictures) + len(device._waiting) >= self.company)
         self.batches.append(len(pictures))
         assert len({picture.pixels.shape for picture in pictures}) == 1
         return super().upscale(pictures, seeds, options)
 
 
 def studio_of(upscaler: FakeUpscaler, limits: Limits, stop: threading.Event | None = None) -> Studio:
-    return Studio(Device(lambda: upscaler, limits.batch), limits, stop or threading.Event())
+    device = Device(lambda: upscaler, limits.batch)
+    if isinstance(upscaler, Watched):
+        upscaler.device = device
+    return Studio(device, limits, stop or threading.Event())
 
 
 def run(
@@ -150,9 +155,7 @@ def test_each_picture_is_enlarged_and_written_down() -> None:
 
 def test_a_picture_is_the_same_alone_and_in_a_batch() -> None:
     source = Memory({f"{index}.png": picture_bytes(index, 16 + 8 * (index % 2)) for index in range(9)})
-    upscaler = Watched()
-    upscaler.before.clear()
-    threading.Timer(0.3, upscaler.before.set).start()  # the others are read meanwhile
+    upscaler = Watched(company=4)
     _, together, _ = run(source, limits=Limits(2**24, batch=4), upscaler=upscaler)
     assert max(upscaler.batches) > 1
     _, alone, _ = run(source)
@@ -182,6 +185,16 @@ def test_a_bad_picture_is_named_and_the_rest_goes_on(name: str, data: bytes, mes
     assert message in record["error"]
 
 
+def test_a_file_too_large_to_be_a_picture_that_is_taken_is_not_read() -> None:
+    source = Memory({"a.png": picture_bytes(1)})
+    tasks = [Task("film.png", 2**31), Task("a.png", 1)]  # of which the first is not there to be read
+    ledger, target, whole = run(source, tasks=tasks, limits=Limits(2**24))
+    assert whole and list(target.files) == ["a.png"]
+    assert ledger.records["film.png"][1]["error"] == (
+        "the file has 2147.5 MB; at most 83.9 MB are read where SERVICE_MAX_PIXELS=16777216"
+    )
+
+
 def test_an_animation_is_refused_and_another_format_asked_for_is_written() -> None:
     frames = [Image.fromarray(np.full((16, 16, 3), value, np.uint8)) for value in (0, 200)]
     buffer = io.BytesIO()
@@ -198,9 +211,7 @@ def test_an_animation_is_refused_and_another_format_asked_for_is_written() -> No
 def test_one_failure_does_not_spoil_its_batch() -> None:
     source = Memory({f"{index}.png": picture_bytes(index) for index in range(3)})
     source.files["1.png"] = picture_bytes(1, first=BROKEN)
-    upscaler = Watched()
-    upscaler.before.clear()
-    threading.Timer(0.3, upscaler.before.set).start()
+    upscaler = Watched(company=3)
     ledger, _, _ = run(source, limits=Limits(2**24, batch=3), upscaler=upscaler)
     states = {key: state for key, (state, _) in ledger.records.items()}
     done, failed = PictureState.DONE, PictureState.FAILED
