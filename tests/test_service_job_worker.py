@@ -59,7 +59,7 @@ class Bench:
         places = [place if "://" in place else str(self.folder / place) for place in (source, output)]
         return self.jobs.create(JobSpec(places[0], places[1], UpscaleOptions(steps=0)))
 
-    def wait(self, id: str, seconds: float = 60) -> JobStatus:
+    def wait(self, id: str, seconds: float = 120) -> JobStatus:
         """The job once it is over."""
         wait_until(lambda: self.jobs.status(id, 0).state not in ACTIVE, seconds)
         return self.jobs.status(id)
@@ -87,7 +87,7 @@ def test_three_workers_killed_at_random_lose_and_spoil_nothing(bench: Bench) -> 
     crew = bench.crew(3, seconds=0.1)
     id = bench.run("stormy")
     for done in (5, 20, 35):
-        wait_until(lambda done=done: bench.jobs.status(id, 0).done >= done and crew.pids(), 60)  # type: ignore[misc]
+        wait_until(lambda done=done: bench.jobs.status(id, 0).done >= done and crew.pids())  # type: ignore[misc]
         os.kill(crew.pids()[0], signal.SIGKILL)
     status = bench.wait(id)
     assert (status.state, status.done, status.failed) == ("done", 60, 0)
@@ -105,7 +105,7 @@ def test_what_a_power_cut_took_of_a_chunk_in_hand_is_done_again(bench: Bench) ->
     fill(bench.folder / "in", 8)  # one chunk
     crew = bench.crew(1, seconds=0.3)
     id = bench.run("out")
-    wait_until(lambda: bench.jobs.status(id, 0).done >= 3, 60)
+    wait_until(lambda: bench.jobs.status(id, 0).done >= 3)
     crew._stopping.set()
     os.kill(crew.pids()[0], signal.SIGKILL)
     (bench.folder / "out" / "00000.png").write_bytes(b"")  # so ext4 leaves a file that was not flushed
@@ -132,7 +132,7 @@ def test_a_picture_that_takes_longer_than_a_stop_waits_is_not_given_up(bench: Be
     id = bench.run("out")
     for turn in range(1, 4):
         crew = bench.crew(1, seconds=60)
-        wait_until(lambda turn=turn: bench.enlarged().total() == turn, 60)  # type: ignore[misc]
+        wait_until(lambda turn=turn: bench.enlarged().total() == turn)  # type: ignore[misc]
         (pid,) = crew.pids()
         crew.stop(2)
         assert not Path(f"/proc/{pid}").exists()
@@ -154,13 +154,13 @@ def test_what_is_not_below_its_roots_fails_what_is_cancelled_is_taken_up_and_wha
     assert "not below" in str(status.note)
     fill(bench.folder / "in", 30)
     id = bench.run("out")
-    wait_until(lambda: bench.jobs.status(id, 0).done >= 3, 30)
+    wait_until(lambda: bench.jobs.status(id, 0).done >= 3)
     bench.jobs.cancel(id)
-    wait_until(lambda: (bench.folder / "out" / "manifest.jsonl").exists(), 30)
+    wait_until(lambda: (bench.folder / "out" / "manifest.jsonl").exists())
     cancelled = bench.jobs.status(id).done
     assert cancelled < 30
     bench.jobs.take_up(id)
-    wait_until(lambda: bench.jobs.status(id, 0).done > cancelled, 30)
+    wait_until(lambda: bench.jobs.status(id, 0).done > cancelled)
     crew.stop(20)
     with bench.jobs.engine.connect() as connection:
         assert connection.execute(sa.select(workers)).all() == []
@@ -176,10 +176,10 @@ def test_a_job_whose_manifest_cannot_be_written_fails_with_the_reason_and_holds_
     (bench.folder / "out" / "manifest.jsonl").mkdir(parents=True)
     bench.crew(1)
     id = bench.run("out")
-    wait_until(lambda: bench.jobs.status(id, 0).done == 2, 60)
+    wait_until(lambda: bench.jobs.status(id, 0).done == 2)
     other = bench.run("other")
-    assert bench.wait(other, 30).state == "done"
-    status = bench.wait(id, 30)
+    assert bench.wait(other).state == "done"
+    status = bench.wait(id)
     assert (status.state, status.done, status.note) == ("failed", 2, "manifest.jsonl: Is a directory")
 
 
@@ -187,13 +187,13 @@ def test_a_manifest_for_which_there_is_no_room_is_waited_for_holds_nobody_up_and
     fill(bench.folder / "in", 2)
     bench.crew(1)
     id = bench.run("full")
-    wait_until(lambda: bench.jobs.status(id, 0).note == "waiting for the storage: no room", 60)
-    assert bench.wait(bench.run("other"), 30).state == "done"
+    wait_until(lambda: bench.jobs.status(id, 0).note == "waiting for the storage: no room")
+    assert bench.wait(bench.run("other")).state == "done"
     assert bench.jobs.status(id, 0).state == "running"
     bench.jobs.cancel(id)
-    assert bench.wait(bench.run("another"), 30).state == "done"
+    assert bench.wait(bench.run("another")).state == "done"
     waiting = ["ENQUEUED", "DELAYED", "PENDING"]
-    wait_until(lambda: not bench.jobs.client.list_workflows(status=waiting), 60)
+    wait_until(lambda: not bench.jobs.client.list_workflows(status=waiting))
     assert (bench.jobs.status(id, 0).state, bench.jobs.status(id, 0).note) == ("cancelled", None)
 
 
@@ -201,11 +201,11 @@ def test_patience_with_a_silent_input_or_a_full_output_ends_and_holds_nobody_up(
     fill(bench.folder / "in", 2)
     bench.crew(1, SERVICE_JOB_PATIENCE="8")
     silent, full = bench.run("out", "silent"), bench.run("full")
-    wait_until(lambda: bench.jobs.status(silent, 0).note == "waiting for the storage: no answer", 60)
-    other = bench.wait(bench.run("other"), 30)
+    wait_until(lambda: bench.jobs.status(silent, 0).note == "waiting for the storage: no answer")
+    other = bench.wait(bench.run("other"))
     assert other.state == "done"
     for id, reason in ((silent, "no answer"), (full, "no room")):
-        status = bench.wait(id, 60)
+        status = bench.wait(id)
         assert (status.state, f"{reason} (waited " in str(status.note)) == ("failed", True)
         assert status.finished and other.finished and other.finished < status.finished
     assert bench.jobs.status(full).done == 2
@@ -215,8 +215,8 @@ def test_pictures_for_which_there_is_no_room_hold_nobody_up_and_fail_when_patien
     fill(bench.folder / "in", 5)
     bench.crew(1, SERVICE_JOB_PATIENCE="15")
     id = bench.run("crammed")
-    wait_until(lambda: bench.jobs.status(id, 0).note == "waiting for the storage: no room", 60)
-    other = bench.wait(bench.run("other"), 60)
+    wait_until(lambda: bench.jobs.status(id, 0).note == "waiting for the storage: no room")
+    other = bench.wait(bench.run("other"))
     assert (other.state, bench.jobs.status(id, 0).state) == ("done", "running")
     began = time.monotonic()
     status = bench.wait(id, 90)
@@ -244,24 +244,24 @@ def signing_off(folder: Path, idle: float) -> Crew:
 def test_a_start_while_an_idle_worker_signs_off_is_not_lost(tmp_path: Path) -> None:
     crew = signing_off(tmp_path, 60.0)
     crew.start()
-    wait_until(lambda: (tmp_path / "begun").read_text() == "x", 30)
+    wait_until(lambda: (tmp_path / "begun").read_text() == "x")
     crew.start()
     (tmp_path / "signs off").touch()
-    wait_until(lambda: not crew.alive(), 30)
+    wait_until(lambda: not crew.alive())
     assert (tmp_path / "begun").read_text() == "xx"
     crew.start()
-    wait_until(lambda: not crew.alive(), 30)
+    wait_until(lambda: not crew.alive())
     assert (tmp_path / "begun").read_text() == "xxx"
 
 
 def test_a_worker_that_was_idle_since_the_last_start_stays_away(tmp_path: Path) -> None:
     crew = signing_off(tmp_path, 0.2)
     crew.start()
-    wait_until(lambda: (tmp_path / "begun").read_text() == "x", 30)
+    wait_until(lambda: (tmp_path / "begun").read_text() == "x")
     crew.start()
     time.sleep(0.3)
     (tmp_path / "signs off").touch()
-    wait_until(lambda: not crew.alive(), 30)
+    wait_until(lambda: not crew.alive())
     assert (tmp_path / "begun").read_text() == "x"
 
 
@@ -269,7 +269,7 @@ def test_a_worker_of_several_devices_has_a_process_for_each(bench: Bench) -> Non
     fill(bench.folder / "in", 40)
     with bench.jobs.engine.connect() as connection:
         crew = bench.crew(1, seconds=0.1, devices="cpu,cpu")
-        wait_until(lambda: len(connection.execute(sa.select(workers)).all()) == 2, 60)
+        wait_until(lambda: len(connection.execute(sa.select(workers)).all()) == 2)
     assert bench.wait(bench.run("out")).done == 40
     with bench.jobs.engine.connect() as connection:
         assert len(set(connection.execute(sa.select(pictures.c.owner)).scalars())) == 2
@@ -286,15 +286,15 @@ def test_four_on_postgres_share_and_one_gone_for_good_is_replaced(tmp_path: Path
         for number in (2, 3, 4):
             bench.crew(1, f"machine {number}", seconds=0.15)
         with bench.jobs.engine.connect() as connection:
-            wait_until(lambda: len(connection.execute(sa.select(workers)).all()) == 4, 60)
+            wait_until(lambda: len(connection.execute(sa.select(workers)).all()) == 4)
         id = bench.run("out")
         with bench.jobs.engine.connect() as connection:
             owner = sa.select(pictures.c.owner).where(pictures.c.job == id, pictures.c.state == 1)
-            wait_until(lambda: len(set(connection.execute(owner).scalars())) == 4, 30)
+            wait_until(lambda: len(set(connection.execute(owner).scalars())) == 4)
         doomed._stopping.set()  # so that it is not replaced
         os.kill(doomed.pids()[0], signal.SIGKILL)
         one = bench.run("one")  # by the three others, while nobody misses the fourth yet
-        status = bench.wait(id, 60)
+        status = bench.wait(id)
         assert (status.state, status.done) == ("done", 120)
         assert bench.wait(one).done == 120
         assert sum(bench.enlarged().values()) <= 2 * 120 + 1
@@ -311,7 +311,7 @@ def test_a_database_that_crashes_and_returns_is_waited_for_and_takes_nothing_bac
         fill(tmp_path / "in", 24)
         bench.crew(2, seconds=0.1)
         id = bench.run("out")
-        wait_until(lambda: bench.jobs.status(id, 0).done >= 5, 60)
+        wait_until(lambda: bench.jobs.status(id, 0).done >= 5)
         postgres.stop()
         known = sum(bench.enlarged().values())
         postgres.start()
@@ -325,17 +325,17 @@ def test_a_database_that_crashes_and_returns_is_waited_for_and_takes_nothing_bac
 
 
 def test_a_locked_database_is_waited_for_and_a_claim_that_nobody_heard_of_is_made_again(bench: Bench) -> None:
-    fill(bench.folder / "in", 20)
-    bench.crew(1, seconds=0.05)
+    fill(bench.folder / "in", 40)
+    bench.crew(1, seconds=0.1)
     id = bench.run("out")
-    wait_until(lambda: bench.jobs.status(id, 0).done >= 2, 30)
+    wait_until(lambda: bench.jobs.status(id, 0).done >= 2)
     with bench.jobs.engine.begin() as connection:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
         worker = connection.execute(sa.select(workers.c.id)).scalar_one()
         claim = "UPDATE workflow_status SET status = 'PENDING', executor_id = ? WHERE status = 'ENQUEUED'"
         assert connection.exec_driver_sql(claim, (worker,)).rowcount > 0
         time.sleep(2)
-    assert bench.wait(id).done == 20
+    assert bench.wait(id).done == 40
     assert set(bench.enlarged().values()) == {1}
 
 

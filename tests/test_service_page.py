@@ -42,6 +42,7 @@ def browser() -> Iterator[Any]:
 def page(browser: Any, server: Running, request: pytest.FixtureRequest) -> Iterator[Any]:
     width, height = request.param
     context = browser.new_context(viewport={"width": width, "height": height}, accept_downloads=True)
+    context.set_default_timeout(60_000)
     page = context.new_page()
     complaints: list[str] = []
     page.on("pageerror", lambda error: complaints.append(str(error)))
@@ -71,7 +72,7 @@ def png(width: int = 12, height: int = 10) -> bytes:
 
 
 def finished(page: Any) -> None:
-    page.wait_for_selector("#tools:not([hidden])", timeout=20_000)
+    page.wait_for_selector("#tools:not([hidden])")
 
 
 def test_prompt_to_picture_with_the_keyboard_alone(page: Any, server: Running) -> None:
@@ -126,8 +127,10 @@ def test_what_is_typed_while_a_picture_is_drawn_is_not_taken_for_its_own(page: A
     page.check("input[name=mode][value=enlarge]", force=True)
     server.go()
     finished(page)
+    server.hold()
     page.click("#again")
     page.wait_for_selector("#tools[hidden]", state="attached")
+    server.go()
     finished(page)
     assert page.input_value("#prompt") == "the first"
     assert "the first" in page.inner_text("#facts")
@@ -144,6 +147,38 @@ def test_history_outlives_the_page_and_can_be_cleared(page: Any) -> None:
     assert "kept" in page.inner_text("#facts")
     page.click("#forget")
     page.wait_for_selector("#past[hidden]", state="attached")
+
+
+def test_what_was_typed_and_set_outlives_a_reload(page: Any) -> None:
+    page.fill("#prompt", "a long prompt,\nnot sent yet")
+    page.check("input[name=upscale][value='16']", force=True)
+    page.click("summary")
+    page.fill("[name=steps]", "9")
+    page.select_option("[name=scheduler]", index=1)
+    scheduler = page.input_value("[name=scheduler]")
+    page.check("input[value=enlarge]")
+    page.reload()
+    page.wait_for_selector("#server.ready")
+    assert page.inner_text("#go") == "Enlarge"
+    page.check("input[value=draw]")
+    assert page.input_value("#prompt") == "a long prompt,\nnot sent yet"
+    assert page.is_checked("input[name=upscale][value='16']")
+    assert (page.input_value("[name=steps]"), page.input_value("[name=scheduler]")) == ("9", scheduler)
+
+
+def test_a_reload_asks_before_it_ends_what_is_being_drawn(page: Any, server: Running) -> None:
+    asked: list[str] = []
+    page.on("dialog", lambda dialog: (asked.append(dialog.type), dialog.dismiss()))
+    server.hold()
+    page.fill("#prompt", "nearly done")
+    page.click("#go")
+    page.wait_for_selector("#progress:not([hidden])")
+    page.evaluate("void location.reload()")
+    wait_until(lambda: page.evaluate("1") and asked)
+    server.go()
+    finished(page)
+    assert asked == ["beforeunload"]
+    assert page.get_attribute("#after", "alt") == "nearly done"
 
 
 def test_picture_chosen_is_enlarged_and_compared(page: Any) -> None:
@@ -179,11 +214,13 @@ def test_cancel_stops_the_work(page: Any, server: Running) -> None:
     page.click("summary")
     page.fill("[name=steps]", "100")
     page.fill("#prompt", "never mind")
+    server.hold()
     page.click("#go")
     wait_until(lambda: "begun never mind" in server.log())
     page.click("#stop")
     page.wait_for_selector("#error:not([hidden])")
     assert page.inner_text("#error") == "Cancelled."
+    server.go()
     wait_until(lambda: server.log()[-1] == "stopped never mind by Stop")
     (server.place / "log").unlink()
 
@@ -386,21 +423,25 @@ def drawn(page: Any, prompt: str) -> None:
     finished(page)
 
 
-def test_an_older_picture_is_looked_at_while_the_next_is_drawn(page: Any) -> None:
+def test_an_older_picture_is_looked_at_while_the_next_is_drawn(page: Any, server: Running) -> None:
     drawn(page, "older")
     page.click("summary")
-    page.fill("[name=steps]", "60")
+    page.fill("[name=steps]", "100")
     page.fill("#prompt", "newer")
     page.click("#go")
     page.wait_for_selector("#after[alt='newer, not finished']")
+    server.hold()
     page.click("#history button")
     page.wait_for_selector("#after[alt='older']")
     before = page.inner_text("#step")
+    server.go()
     wait_until(lambda: page.inner_text("#step") != before)
+    server.hold()
     page.evaluate("new Promise((go) => setTimeout(go, 300))")
     assert page.get_attribute("#after", "alt") == "older"
     assert page.get_attribute("#download", "download").startswith("older")
     assert page.is_visible("#progress") and page.is_disabled("#again")
+    server.go()
     page.wait_for_selector("#after[alt='newer']")
     assert page.get_attribute("#download", "download").startswith("newer")
 
@@ -486,8 +527,10 @@ def test_the_keyboard_keeps_its_place_and_the_end_is_said(page: Any, server: Run
     assert heard[-1] == "Done: a red apple, 32 × 32 pixels"
     assert len(heard) == len(set(heard)) and not any("step" in each for each in heard), heard
     page.focus("#again")
+    server.hold()
     page.keyboard.press("Enter")
     page.wait_for_selector("#tools[hidden]", state="attached")
+    server.go()
     finished(page)
     assert page.evaluate(focused) == "go"
     server.hold()
@@ -560,6 +603,7 @@ def test_before_does_not_shine_through_after_nor_the_other_way(page: Any, server
 @pytest.mark.parametrize("density", [1, 2])
 def test_one_for_one_is_of_the_screens_own_pixels(browser: Any, server: Running, density: int) -> None:
     context = browser.new_context(device_scale_factor=density)
+    context.set_default_timeout(60_000)
     page = context.new_page()
     page.goto(server.url)
     drawn(page, "sharp")

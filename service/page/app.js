@@ -49,7 +49,7 @@ async function connect() {
     for (const [name, known] of [["scheduler", info.schedulers], ["sr_scheduler", info.sr_schedulers]]) {
       const chosen = field(name).value;
       field(name).replaceChildren(new Option("auto", ""), ...known.map((each) => new Option(each)));
-      field(name).value = chosen;
+      field(name).value = known.includes(chosen) ? chosen : "";
     }
     tellSize();
   } catch (error) {
@@ -305,12 +305,19 @@ async function list() {
   }));
 }
 
+function enter(values) {
+  for (const [name, value] of Object.entries(values)) {
+    const control = field(name);
+    if (!control || name === "mode" || value instanceof File) continue;
+    control.value = value;
+    if (control.selectedIndex === -1) control.add(new Option(value, value, true, true)); // the server will say if it is one
+  }
+}
+
 function again() {
   find("go").focus({ preventScroll: true }); // this button goes
   setMode(current.mode);
-  for (const [name, value] of Object.entries(current.asked)) {
-    if (field(name) && name !== "mode" && !(value instanceof File)) field(name).value = value;
-  }
+  enter(current.asked);
   field("seed").value = current.seed;
   if (current.mode === "enlarge") take(new File([current.before], current.title, { type: current.before.type })).then(run);
   else run();
@@ -367,7 +374,15 @@ for (const name of ["dragover", "dragleave", "drop"]) {
   });
 }
 
+addEventListener("beforeunload", (event) => running && event.preventDefault()); // it would be ended
+addEventListener("pagehide", () => {
+  const named = [...form.elements].filter(({ name, type }) => name && type !== "password");
+  sessionStorage.setItem("form", JSON.stringify(Object.fromEntries(named.map(({ name }) => [name, field(name).value]))));
+});
+
 field("key").value = sessionStorage.getItem("key") ?? "";
-setMode("draw");
+const left = JSON.parse(sessionStorage.getItem("form") ?? "{}");
+enter(left);
+setMode(left.mode ?? "draw");
 connect();
 list();
