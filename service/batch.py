@@ -96,9 +96,11 @@ def main(
         spec, devices = _spec(options, settings), settings.device.split(",")
         check_places(spec.input, spec.output, None)
         source = open_place(spec.input)
-        if next(chosen(source, spec), None) is None:
-            deeper = "" if spec.recursive else "; --recursive looks into folders below"
-            return _fail(f"{spec.input} holds no pictures that match{deeper}")
+        closed: dict[str, str] = {}
+        if next(chosen(source, spec, closed), None) is None:
+            deeper = [] if spec.recursive else ["--recursive looks into folders below"]
+            reasons = [*deeper, *map(": ".join, closed.items())]
+            return _fail("; ".join([f"{spec.input} holds no pictures that match", *reasons]))
         if options.dry_run:
             one = settings.model_copy(update={"device": devices[0]})
             return _dry_run(source, spec, one, options.workers, load)
@@ -289,7 +291,10 @@ def _dry_run(
     source: Place, spec: JobSpec, settings: Settings, workers: int, load: Callable[[Settings], Upscaler]
 ) -> int:
     """Print the count, the pixels, from a sample where there are many, and the time that a trial piece suggests."""
-    keys = [key for key, _ in sorted(chosen(source, spec))]
+    closed: dict[str, str] = {}
+    keys = [key for key, _ in sorted(chosen(source, spec, closed))]
+    for folder, reason in closed.items():
+        print(f"left out: {folder}: {reason}", file=sys.stderr)
     sample = keys[:: max(1, len(keys) // _SAMPLE)]
     sizes = [_pixels(source, key) for key in sample]
     most = settings.max_pixels // spec.options.factor**2

@@ -49,9 +49,10 @@ def picture_seed(seed: int, key: str) -> int:
     return int(np.random.SeedSequence([seed, *map(int, words)]).generate_state(1, np.uint32)[0])
 
 
-def chosen(place: Place, spec: JobSpec) -> Iterator[tuple[str, int]]:
-    """The keys and sizes that a job takes: those that match `glob`, or else have a picture's suffix; none hidden."""
-    for key, size in place.list(spec.recursive):
+def chosen(place: Place, spec: JobSpec, refused: dict[str, str]) -> Iterator[tuple[str, int]]:
+    """The keys and sizes that a job takes: those that match `glob`, or else have a picture's suffix; none hidden.
+    `refused` gets the folders that cannot be read, as `Place.list` has it."""
+    for key, size in place.list(spec.recursive, refused):
         path = PurePosixPath(key)
         if any(part.startswith(".") for part in path.parts):
             continue
@@ -111,7 +112,7 @@ def plan(jobs: Jobs, id: str, place: Callable[[str], Place] = open_place) -> Non
     A result that is there is kept, unless `overwrite`: at once where the manifest vouches for its size and settings,
     after a look into it where the manifest says nothing of how it was made or of its size. One that was made otherwise,
     or of a picture of another size in bytes, is made anew. What this job did itself and is still there is not done
-    again. Of two pictures with one result the second fails.
+    again. Of two pictures with one result the second fails, as does a folder that cannot be read.
     """
     spec = jobs.spec(id)
     source, target = place(spec.input), place(spec.output)
@@ -123,7 +124,8 @@ def plan(jobs: Jobs, id: str, place: Callable[[str], Place] = open_place) -> Non
         known = {row.key: (row.state, row.source_bytes, row.output_bytes) for row in rows}
     batch: list[dict[str, Any]] = []
     firsts: dict[str, str] = {}
-    for key, size in sorted(chosen(source, spec)):
+    closed: dict[str, str] = {}
+    for key, size in sorted(chosen(source, spec, closed)):
         if len(batch) == 5000:
             _insert(jobs, batch)
             batch = []
@@ -146,7 +148,11 @@ def plan(jobs: Jobs, id: str, place: Callable[[str], Place] = open_place) -> Non
         record = None if state is PictureState.PENDING else json.dumps(kept_record(spec, key, size, there[output]))
         kept = there[output] if state is PictureState.KEPT else None
         batch.append(_row(id, key, size, state, verify, kept, record))
+    if any(key.endswith("/") for key in known):  # folders that could not be read before
+        with jobs.engine.begin() as connection:
+            connection.execute(sa.delete(pictures).where(pictures.c.job == id, pictures.c.key.endswith("/")))
     _insert(jobs, batch)
+    _insert(jobs, [_refused(id, key, 0, key, reason) for key, reason in closed.items()])
     jobs.enqueue_chunks(id)
 
 
@@ -159,7 +165,7 @@ def kept_record(spec: JobSpec, key: str, source_bytes: int, output_bytes: int) -
 
 def _there(target: Place) -> dict[str, int]:
     try:
-        return dict(target.list())
+        return dict(target.list(refused={}))
     except FileNotFoundError:
         return {}
 

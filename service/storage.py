@@ -11,6 +11,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -47,9 +48,10 @@ class Place(Protocol):
         """Its name, as it was given."""
         ...
 
-    def list(self, recursive: bool = True) -> Iterator[tuple[str, int]]:
+    def list(self, recursive: bool = True, refused: dict[str, str] | None = None) -> Iterator[tuple[str, int]]:
         """Each file's key and size in bytes, in no order. Links, files being written and what is in hidden folders of
-        this machine are left out."""
+        this machine are left out. A folder below that cannot be read is an error, unless `refused` is given, which gets
+        its key, with a / at the end, and the reason."""
         ...
 
     def read(self, key: str) -> bytes:
@@ -95,7 +97,7 @@ class Folder:
         """The folder's path."""
         return str(self.path)
 
-    def list(self, recursive: bool = True) -> Iterator[tuple[str, int]]:
+    def list(self, recursive: bool = True, refused: dict[str, str] | None = None) -> Iterator[tuple[str, int]]:
         """See `Place`."""
         waiting = [""]
         while waiting:
@@ -103,6 +105,9 @@ class Folder:
             try:
                 entries = os.scandir(self.path / below)
             except OSError as error:
+                if below and refused is not None and error.errno not in _PASSING:
+                    refused[below] = f"the folder cannot be read: {error.strerror}"
+                    continue
                 raise _of_os(error, str(self.path / below)) from error
             with entries:
                 for entry in entries:
@@ -112,7 +117,8 @@ class Folder:
                         if recursive and not entry.name.startswith("."):  # a trash need not be readable
                             waiting.append(f"{below}{entry.name}/")
                     elif entry.is_file():
-                        yield f"{below}{entry.name}", entry.stat().st_size
+                        with suppress(FileNotFoundError):  # it may be moved away meanwhile
+                            yield f"{below}{entry.name}", entry.stat().st_size
 
     def read(self, key: str) -> bytes:
         """See `Place`."""
@@ -219,7 +225,7 @@ class Bucket:
         """The prefix's address."""
         return self._url
 
-    def list(self, recursive: bool = True) -> Iterator[tuple[str, int]]:
+    def list(self, recursive: bool = True, refused: dict[str, str] | None = None) -> Iterator[tuple[str, int]]:
         """See `Place`."""
         import obstore
 

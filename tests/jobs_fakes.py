@@ -85,7 +85,7 @@ def load(settings: Settings) -> FakeUpscaler:
 class Silent(Folder):
     """A folder that does not answer, as a bucket may not."""
 
-    def list(self, recursive: bool = True) -> Iterator[tuple[str, int]]:
+    def list(self, recursive: bool = True, refused: dict[str, str] | None = None) -> Iterator[tuple[str, int]]:
         """See `Place`."""
         raise StorageTrouble("no answer")
 

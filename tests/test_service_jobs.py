@@ -1,9 +1,12 @@
 """Jobs in a real SQLite database: what is planned, kept, taken up again, written into the manifest."""
 
+import errno
 import json
+import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ from service.database import database_url, open_database, workers
 from service.jobs import Conflict, Jobs, JobSpec, PictureState
 from service.manifest import write_manifest
 from service.plan import output_key, picture_seed, plan
-from service.storage import Folder
+from service.storage import Folder, StorageError
 from service.upscale import UpscaleOptions
 from tests.jobs_fakes import fill, picture_bytes
 from tests.jobs_servers import Postgres
@@ -37,6 +40,25 @@ def jobs(tmp_path: Path) -> Iterator[Jobs]:
 def spec(tmp_path: Path) -> JobSpec:
     fill(tmp_path / "in", 3)
     return JobSpec(str(tmp_path / "in"), str(tmp_path / "out"), UpscaleOptions(steps=0))
+
+
+@pytest.fixture
+def closed(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], AbstractContextManager[None]]:
+    """What makes a folder one that this user may not read, who may be root."""
+    scandir = os.scandir
+
+    @contextmanager
+    def closed(folder: Path) -> Iterator[None]:
+        def refusing(path: Any) -> Any:
+            if Path(path) == folder:
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return scandir(path)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "scandir", refusing)
+            yield
+
+    return closed
 
 
 def planned(jobs: Jobs, spec: JobSpec) -> str:
@@ -191,7 +213,7 @@ def test_no_more_than_five_thousand_pictures_are_written_down_at_a_time(
     """Refused ones among them, of which the five thousandth may be one."""
     sizes: list[int] = []
     names = [*(f"a{n:04}.png" for n in range(4999)), "b\udce9.png", *(f"c{n:04}.png" for n in range(7000))]
-    monkeypatch.setattr("service.plan.chosen", lambda source, spec: [(name, 1) for name in names])
+    monkeypatch.setattr("service.plan.chosen", lambda source, spec, refused: [(name, 1) for name in names])
     monkeypatch.setattr("service.plan._insert", lambda jobs, rows: sizes.append(len(rows)))
     plan(jobs, jobs.create(spec))
     assert sum(sizes) == 12_000 and max(sizes) == 5000
@@ -330,6 +352,26 @@ def test_a_name_that_is_not_text_is_a_failure_by_name(jobs: Jobs, spec: JobSpec)
     (failure,) = jobs.status(id).failures
     assert failure["source"] == "bad\\udcff.png"
     assert "UTF-8" in failure["error"]
+
+
+def test_a_folder_that_cannot_be_read_is_a_failure_until_it_can(
+    jobs: Jobs, spec: JobSpec, closed: Callable[[Path], AbstractContextManager[None]]
+) -> None:
+    fill(Path(spec.input) / "lost+found", 1)
+    with closed(Path(spec.input) / "lost+found"):
+        id = planned(jobs, replace(spec, recursive=True))
+        assert len(chunks(jobs, id)) == 3
+        (failure,) = jobs.status(id).failures
+        told = (failure["source"], failure["error"])
+        assert told == ("lost+found/", "the folder cannot be read: Permission denied")
+        do(jobs, id)
+    jobs.cancel(id)
+    jobs.take_up(id)
+    plan(jobs, id)
+    assert list(chunks(jobs, id)) == ["lost+found/00000.png"]
+    assert (jobs.status(id).total, jobs.status(id).failed) == (4, 0)
+    with closed(Path(spec.input)), pytest.raises(StorageError, match="in: Permission denied"):
+        plan(jobs, id)
 
 
 @pytest.mark.parametrize(("format", "first"), [("PNG", "a.jpg"), (None, "a.bmp")])

@@ -35,7 +35,7 @@ class Memory:
         self.flushed: set[str] = set()
         self.unflushable = False
 
-    def list(self, recursive: bool = True) -> Iterator[tuple[str, int]]:
+    def list(self, recursive: bool = True, refused: dict[str, str] | None = None) -> Iterator[tuple[str, int]]:
         return iter([(key, len(data)) for key, data in self.files.items()])
 
     def read(self, key: str) -> bytes:
